@@ -1,0 +1,167 @@
+"Creatures: what the lesson cannot show at length"
+import csv
+import hashlib
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from pokegan.bodies import BUILDS
+from pokegan.creatures import N_SPECIES, PLANS, TYPES, draw, pose, species_of
+
+ALLOWED = dict(
+    plan=PLANS, type=TYPES, build=sum(BUILDS.values(), ()), coat=(0, 1, 2), hue=(-2, -1, 0, 1, 2),
+    ears=('none', 'round', 'point', 'long', 'floppy', 'fin'), horns=('none', 'pair', 'one', 'feelers', 'curl'), crest=('none', 'own', 'mane'),
+    tail=('thin', 'bushy', 'stub', 'spike', 'tuft'), wings=('none', 'bat', 'feather', 'fairy'),
+    pattern=('plain', 'stripes', 'spots', 'mask', 'socks', 'saddle'), eyes=('round', 'iris', 'dot', 'glow'), snout=('none', 'short', 'long', 'nose'),
+    mouth=('smile', 'open', 'fang', 'flat', 'cat'), ruff=(False, True), claws=(False, True), belly=(False, True), blush=(False, True),
+    view=('front', 'three-quarter', 'side'), facing=('left', 'right'), pose=('stand', 'step', 'cheer', 'crouch', 'lean'),
+    mood=('calm', 'happy', 'angry', 'sad', 'sleepy'), gaze_x=(-1, 0, 1), gaze_y=(-1, 0, 1), colour=('usual', 'pale', 'deep', 'shiny'))
+NUMBERS = ('species', 'scale', 'bulk', 'head', 'wide', 'leg', 'eye', 'gap', 'yaw', 'pitch', 'roll', 'turn', 'swing', 'arms', 'squat', 'fill')
+
+
+@pytest.fixture(scope='module')
+def many():
+    return draw(400, seed=2)
+
+
+def test_a_creature_does_not_depend_on_the_others():
+    a, b = draw(40, seed=5), draw(7, seed=5, start=33)
+    assert (a.rgba[33:] == b.rgba).all()
+    assert all(a.labels[c][33:] == b.labels[c] for c in a.labels)
+    assert (draw(3, seed=5, species=9, start=1).rgba[0] == draw(9, seed=5, species=9).rgba[1]).all()
+
+
+def test_pixels_are_the_same_on_every_machine():
+    h = lambda c: hashlib.sha256(c.rgba.tobytes()).hexdigest()[:16]
+    assert h(draw(8, seed=1)) == '32bc01c1a2f935c9'
+    assert h(draw(64, 32, seed=2026)) == '3b348e038b1cfeab'
+
+
+def test_another_seed_draws_others():
+    assert (draw(8, 32, seed=0).rgba != draw(8, 32, seed=1).rgba).any()
+
+
+def test_every_factor_is_a_valid_label(many):
+    assert set(many.labels) == set(ALLOWED) | set(NUMBERS)
+    for c, values in many.labels.items():
+        assert len(values) == len(many) == 400
+        if c in ALLOWED: assert set(values) <= set(ALLOWED[c]), c
+        else: assert all(isinstance(v, (int, float)) for v in values), c
+    assert all(b in BUILDS[p] for p, b in zip(many.labels['plan'], many.labels['build']))
+    assert all(0 <= k < N_SPECIES for k in many.labels['species'])
+    assert len(PLANS) >= 8 and len(TYPES) >= 12
+
+
+def test_all_plans_and_types_occur(many):
+    assert set(many.labels['plan']) == set(PLANS) and set(many.labels['type']) == set(TYPES)
+    assert max(Counter(many.labels['plan']).values()) < 100
+
+
+def test_border_is_transparent_and_the_creature_fills_the_frame(many):
+    alpha = many.rgba[..., 3]
+    edge = np.concatenate([alpha[:, 0], alpha[:, -1], alpha[:, :, 0], alpha[:, :, -1]], 1)
+    assert not edge.any()
+    solid = alpha > 127
+    for m, k in zip(solid, many.labels['species']):
+        ys, xs = m.any(1).nonzero()[0], m.any(0).nonzero()[0]
+        side = max(np.ptp(ys), np.ptp(xs)) + 1
+        assert .68*64 <= side <= .97*64, (k, side)
+        assert m.sum() > 250, k
+        assert abs((ys[0] + ys[-1])/2 - 31.5) <= 1.5 and abs((xs[0] + xs[-1])/2 - 31.5) <= 1.5, k
+
+
+def test_transparent_pixels_are_clean_and_colours_many(many):
+    assert not many.rgba[many.rgba[..., 3] == 0].any()
+    assert all(len(np.unique(im[im[..., 3] == 255], axis=0)) >= 8 for im in many.rgba[:50])
+
+
+def test_almost_all_are_one_piece(many):
+    pieces = [_pieces(m) for m in many.rgba[:150, :, :, 3] > 100]
+    assert np.mean([p == 1 for p in pieces]) > .97, Counter(pieces)
+
+
+def _pieces(mask):
+    "Number of connected pieces of more than three pixels"
+    todo, n = {tuple(p) for p in np.argwhere(mask)}, 0
+    while todo:
+        stack, size = [todo.pop()], 1
+        while stack:
+            y, x = stack.pop()
+            near = {(y + a, x + b) for a in (-1, 0, 1) for b in (-1, 0, 1)} & todo
+            todo -= near; stack += near; size += len(near)
+        n += size > 3
+    return n
+
+
+def test_most_creatures_show_an_eye():
+    from pokegan.bodies import body
+    from pokegan.shapes import camera, render, IRIS, INK, WHITE, GLOW, MOUTH
+    seen = []
+    for k in range(120):
+        g, p = species_of(k), pose(0, k, k)
+        rows = render(body(g, p), camera(p.yaw, p.pitch, p.roll), 64)//4
+        seen.append(np.isin(rows, (IRIS, INK, WHITE, GLOW, MOUTH)).sum() > 20)
+    assert np.mean(seen) > .97
+
+
+def test_a_species_keeps_its_traits_and_changes_its_pose():
+    for k in (0, 13, 500):
+        c = draw(12, 32, seed=4, species=k)
+        for trait in ('species', 'plan', 'type', 'build', 'ears', 'pattern', 'bulk'): assert len(set(c.labels[trait])) == 1, trait
+        assert c.labels['species'][0] == k
+        assert len(set(c.labels['pose'])) > 1 and len(set(c.labels['view'])) > 1
+        assert len({im.tobytes() for im in c.rgba}) == 12
+    assert species_of(13) == species_of(13) and len({species_of(k) for k in range(200)}) == 200
+
+
+def test_species_are_balanced():
+    pairs = Counter((species_of(k).plan, species_of(k).type) for k in range(112))
+    assert len(pairs) == 112
+    assert all(len({species_of(k).build for k in range(1000) if species_of(k).plan == p}) == 4 for p in PLANS)
+
+
+def test_a_list_of_species_is_taken_in_turn():
+    c = draw(7, 16, species=[3, 8, 21])
+    assert c.labels['species'] == [3, 8, 21, 3, 8, 21, 3]
+    assert draw(2, 16, species=[3, 8, 21], start=4).labels['species'] == [8, 21]
+    assert draw(2, 16, species=np.arange(3)).labels['species'] == [0, 1]
+
+
+@pytest.mark.parametrize('size', [16, 33, 48, 128, 256])
+def test_sizes(size):
+    c = draw(3, size, seed=8)
+    assert c.rgba.shape == (3, size, size, 4) and c.rgba.dtype == np.uint8
+    share = (c.rgba[..., 3] > 127).mean((1, 2))
+    assert (abs(share - (draw(3, 64, seed=8).rgba[..., 3] > 127).mean((1, 2))) < .09).all()
+    assert c.labels == draw(3, 16, seed=8).labels
+
+
+def test_none_is_a_number_too():
+    c = draw(0)
+    assert len(c) == 0 and c.rgba.shape == (0, 64, 64, 4) and c.labels['species'] == []
+
+
+@pytest.mark.parametrize('wrong, word', [
+    (dict(n=-1), 'n is -1'), (dict(n=2.5), 'n is 2.5'), (dict(size=15), 'size is 15'), (dict(size=5000), 'size'), (dict(seed=-1), 'seed'),
+    (dict(start=-3), 'start'), (dict(species=-1), 'species is -1'), (dict(species='fox'), 'species'), (dict(species=[]), 'empty'),
+    (dict(species=[1, -1]), 'species is -1'), (dict(n=True), 'n is True')])
+def test_wrong_numbers_are_named_in_one_line(wrong, word):
+    with pytest.raises(ValueError) as e: draw(**wrong)
+    assert word in str(e.value) and '\n' not in str(e.value)
+
+
+def test_csv(tmp_path, many):
+    many.to_csv(tmp_path/'labels.csv')
+    rows = list(csv.DictReader((tmp_path/'labels.csv').open(encoding='utf-8')))
+    assert len(rows) == 400 and set(rows[0]) == {'index', *many.labels}
+    for c in ('type', 'yaw', 'belly', 'species'): assert rows[17][c] == str(many.labels[c][17])
+
+
+def test_speed_on_one_core():
+    draw(10)
+    best = 0
+    for seed in range(3):  # the best of three, in processor time, so that a busy machine does not fail it
+        t = time.process_time(); draw(100, seed=seed); best = max(best, 100/(time.process_time() - t))
+    assert best > 150, f"{best:.0f} creatures a second"

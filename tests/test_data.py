@@ -1,0 +1,302 @@
+"""Folders, archives, twins, labels and prepared sets: what load_images makes of them."""
+import io, json, os, subprocess, sys, tarfile, time, zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pokegan.cleaning import Report
+from pokegan.data import CREATURES, Images, audit, grid, load_images, save_png, to_float, to_uint8
+from pokegan.gather import folder_labels, match_labels, near_duplicates, read_csv, twin_trees, walk, write_csv
+
+REAL = Path(__file__).parent.parent/os.environ.get('POKEGAN_REAL_DATA', '../shared/data')
+real = pytest.mark.skipif(not (REAL/'kaggle819.zip').exists(), reason='the real sets are not here')
+
+
+def picture(seed, size=48, alpha=True):
+    "Six random ellipses: no two seeds look alike."
+    from PIL import ImageDraw
+    r = np.random.default_rng(seed)
+    im = Image.new('RGBA', (size, size))
+    d = ImageDraw.Draw(im)
+    for _ in range(6):
+        x, y = sorted(r.integers(2, size-2, 2)), sorted(r.integers(2, size-2, 2))
+        d.ellipse((x[0], y[0], x[1]+1, y[1]+1), fill=(*(int(v) for v in r.integers(0, 220, 3)), 255))
+    if alpha: return im
+    paper = Image.new('RGB', im.size, 'white')
+    paper.paste(im, mask=im)
+    return paper
+
+
+def data(im, fmt='PNG', **kw):
+    b = io.BytesIO()
+    im.save(b, fmt, **kw)
+    return b.getvalue()
+
+
+def folder(root, files):
+    for name, content in files.items():
+        (root/name).parent.mkdir(parents=True, exist_ok=True)
+        (root/name).write_bytes(content)
+    return root
+
+
+def archives(root, files):
+    with zipfile.ZipFile(root.with_suffix('.zip'), 'w') as z:
+        for name, content in files.items(): z.writestr(name, content)
+    for mode, ext in (('w', '.tar'), ('w:gz', '.tar.gz')):
+        with tarfile.open(str(root) + ext, mode) as t:
+            for name, content in files.items():
+                m = tarfile.TarInfo(name)
+                m.size = len(content)
+                t.addfile(m, io.BytesIO(content))
+    return [root.with_suffix('.zip'), Path(f'{root}.tar'), Path(f'{root}.tar.gz')]
+
+
+@pytest.fixture
+def eight(tmp_path): return folder(tmp_path/'eight', {f'{i}.png': data(picture(i)) for i in range(8)})
+
+
+# ---- the two doors, grids
+
+def test_doors_are_exact():
+    x = torch.arange(256, dtype=torch.uint8)
+    f = to_float(x)
+    assert f.dtype == torch.float32 and f[0] == -1 and f[255] == 1 and (to_uint8(f) == x).all()
+    assert (to_uint8(torch.tensor([-3., 3., 0.])) == torch.tensor([0, 255, 128])).all() and (x == torch.arange(256)).all()
+    for dtype in (torch.float64, torch.float16, torch.bfloat16): assert (to_uint8(torch.tensor([-1, 1], dtype=dtype)) == torch.tensor([0, 255])).all()
+    assert to_uint8(f.half()).sub(x.int()).abs().max() <= 1
+    with pytest.raises(ValueError, match='uint8'): to_float(f)
+    with pytest.raises(ValueError, match='floats'): to_uint8(x)
+
+
+def test_grid_and_png(tmp_path):
+    x = torch.zeros(5, 3, 8, 6, dtype=torch.uint8)
+    x[4] = 7
+    g = grid(x, ncol=3, pad=2)
+    assert g.shape == (3, 2*10+2, 3*8+2) and g[0, 0, 0] == 255 and g[0, 12, 10] == 7 and g[0, 12, 18] == 255 and g[0, 2, 2] == 0
+    assert (grid(to_float(x), ncol=3) == g).all() and grid(x[:2]).shape == (3, 12, 18)
+    save_png(x, tmp_path/'a.png')
+    save_png(to_float(x[4]), tmp_path/'b.png')
+    assert (np.asarray(Image.open(tmp_path/'b.png')) == 7).all() and not list(tmp_path.glob('*.tmp'))
+
+
+# ---- sources
+
+def test_creatures():
+    a, b = load_images('creatures:70', size=32), load_images('creatures:70', size=32)
+    assert len(a) == 70 and a.x.shape == (70, 3, 32, 32) and a.x.dtype == torch.uint8 and a.fingerprint == b.fingerprint
+    assert len(a.labels['species']) == 70 and a.source == 'creatures:70' and CREATURES >= 2048
+    assert (load_images('creatures:10', size=32).x == a.x[:10]).all() and load_images('creatures:70', size=32, seed=1).fingerprint != a.fingerprint
+    assert a.x[:, :, 0, 0].float().mean() > 200 > 60 > load_images('creatures:70', size=32, background='black').x[:, :, 0, 0].float().mean()
+
+
+def test_folder_zip_and_tar_agree(tmp_path):
+    files = {f'{k}/{i}.png': data(picture(10*j + i)) for j, k in enumerate(('red', 'blue')) for i in range(4)}
+    sets = [load_images(p, size=32) for p in (folder(tmp_path/'set', files), *archives(tmp_path/'set', files))]
+    assert {s.x.shape for s in sets} == {(8, 3, 32, 32)} and len({s.fingerprint for s in sets[:2]}) == 1
+    for s in sets:
+        assert s.labels == {'folder': [f.split('/')[0] for f in s.files]} and set(s.labels['folder']) == {'red', 'blue'}
+        assert {hash(p.numpy().tobytes()) for p in s.x} == {hash(p.numpy().tobytes()) for p in sets[0].x}
+    assert load_images(tmp_path/'set', size=32, labels=False).labels == {}
+
+
+@pytest.mark.parametrize('source,words', [
+    ('pokemon', 'a source is creatures, creatures:N'), ('creatures:', 'creatures:N'), ('creatures:x', 'creatures:N'), ('creatures:0', 'creatures:N'),
+    ('kaggle:pokemon', 'owner/name'), ('', 'a source is'), ('/no/such/place', 'no such file')])
+def test_wrong_sources_say_what_would_be_right(source, words):
+    with pytest.raises(ValueError, match=words) as e: load_images(source)
+    assert '\n' not in str(e.value)
+
+
+def test_wrong_options_and_empty_sets(tmp_path, eight):
+    for wrong in (dict(size=4), dict(size=5000), dict(fit='squash'), dict(near='maybe'), dict(exact='no'), dict(background='whitish'), dict(where='type=fire')):
+        with pytest.raises(ValueError, match=str(list(wrong.values())[0])): load_images(eight, **wrong)
+    (tmp_path/'empty').mkdir()
+    with pytest.raises(ValueError, match='none of 0 files'): load_images(tmp_path/'empty')
+    with pytest.raises(ValueError, match='notes.txt: not an image extension'): load_images(folder(tmp_path/'text', {'notes.txt': b'x'}))
+    for name, content in {'cut.zip': archives(tmp_path/'a', {'a.png': data(picture(1))})[0].read_bytes()[:-30], 'not.zip': b'hello', 'one.png': data(picture(1))}.items():
+        (tmp_path/name).write_bytes(content)
+        with pytest.raises(ValueError, match='no folder and no complete'): load_images(tmp_path/name)
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='links')
+def test_links_and_what_is_no_file(tmp_path, eight):
+    (eight/'sub').mkdir()
+    for link, target in {'loop_a.png': 'loop_b.png', 'loop_b.png': 'loop_a.png', 'dangling.png': 'nothing.png', 'copy.png': '0.png', 'sub/up': '..'}.items():
+        (eight/link).symlink_to(target)
+    os.link(eight/'1.png', eight/'hard.png')
+    os.mkfifo(eight/'pipe.png')   # opening it would wait for ever
+    im = load_images(eight)
+    reasons = {r.file: r.reason for r in im.report.rows if r.action == 'skip'}
+    assert len(im) == 8 and reasons == {'loop_a.png': 'symbolic-link loop', 'loop_b.png': 'symbolic-link loop', 'dangling.png': 'dangling link',
+        'copy.png': 'exact duplicate: of 0.png', 'hard.png': 'exact duplicate: of 1.png', 'pipe.png': 'not a regular file', 'sub/up': 'link to a folder: not followed'}
+    if os.geteuid():
+        os.chmod(eight/'2.png', 0)
+        assert {r.file: r.reason for r in load_images(eight).report.rows}['2.png'] == 'no permission'
+
+
+def test_damage_inside_an_archive_is_a_reason_not_an_end(tmp_path):
+    path = archives(tmp_path/'a', {f'{i}.png': data(picture(i)) for i in range(4)})[0]
+    raw = path.read_bytes()
+    at = raw.index(b'IDAT') + 10
+    path.write_bytes(raw[:at] + bytes([raw[at] ^ 255]) + raw[at+1:])
+    im = load_images(path)
+    assert len(im) == 3 and [r.reason[:22] for r in im.report.rows if r.action == 'skip'] == ['corrupt in the archive']
+
+
+# ---- repeats
+
+def test_exact_duplicates_keep_the_shortest_name(tmp_path):
+    a = picture(1)
+    files = {'copy of a.png': data(a), 'a.png': data(a), 'b.png': data(picture(2)), 'z/a.bmp': data(picture(1, alpha=False), 'BMP')}   # the same pixels in another format
+    im = load_images(folder(tmp_path/'s', files))
+    assert sorted(im.files) == ['a.png', 'b.png']
+    assert {r.file: r.reason for r in im.report.rows if r.action == 'skip'} == {'copy of a.png': 'exact duplicate: of a.png', 'z/a.bmp': 'exact duplicate: of a.png'}
+    assert len(load_images(tmp_path/'s', exact='keep')) == 4
+
+
+def test_near_duplicates_are_reported_and_dropped_on_request(tmp_path):
+    files = {f'{i}.png': data(picture(i, 96, alpha=False)) for i in range(12)}
+    files['again.jpg'] = data(picture(3, 96, alpha=False).resize((90, 90), Image.LANCZOS), 'JPEG', quality=60)
+    im = load_images(folder(tmp_path/'s', files))
+    assert len(im) == 13 and [r.file for r in im.report.rows if r.reason == 'near duplicate: of 3.png'] + \
+        [r.file for r in im.report.rows if r.reason == 'near duplicate: of again.jpg'] in (['again.jpg'], ['3.png'])
+    assert len(load_images(tmp_path/'s', near='drop')) == 12
+
+
+def test_near_duplicates_of_a_chain_lead_to_pictures_that_stay():
+    r = np.random.default_rng(0)
+    t = r.integers(0, 255, (300, 9, 9, 3)).astype(np.uint8)
+    t[200:] = t[:100]
+    first = near_duplicates(t, chunk=64)
+    assert (first[:200] == -1).all() and (first[200:] == np.arange(100)).all()
+    t[:] = t[0]
+    assert (near_duplicates(t, chunk=64) == np.r_[-1, np.zeros(299)]).all()
+
+
+@pytest.mark.parametrize('pngs', [range(20), range(7)])
+def test_kaggles_twins(tmp_path, pngs):
+    "As in kvpratama/pokemon-images-dataset: each picture once as RGBA PNG, once as JPEG on white."
+    files = {f'pokemon_jpg/pokemon_jpg/{i}.jpg': data(picture(i, 96, alpha=False), 'JPEG', quality=90) for i in range(20)}
+    files |= {f'pokemon/pokemon/{i}.png': data(picture(i, 96)) for i in pngs}
+    im = load_images(folder(tmp_path/'s', files), background='black')   # found on any background
+    kept = 'pokemon/' if len(pngs) == 20 else 'pokemon_jpg/'   # the fuller folder; at a tie the one without JPEG
+    assert len(im) == 20 and all(f.startswith(kept) for f in im.files) and im.labels == {}
+    assert im.report.counts()['skip', 'twin'] == len(pngs)
+
+
+def test_folders_of_different_pictures_with_the_same_names_are_no_twins(tmp_path):
+    files = {f'{k}/{i}.png': data(picture(100*j+i)) for j, k in enumerate('abc') for i in range(5)}
+    assert len(load_images(folder(tmp_path/'s', files))) == 15
+    flat, names = np.zeros((10, 9, 9, 3), np.uint8), [f'a/{i}.png' for i in range(4)] + [f'b/{i}.jpg' for i in range(6)]
+    assert twin_trees(names, flat) == {0: 4, 1: 5, 2: 6, 3: 7} and twin_trees(names[1:], flat[1:]) == {}   # three are too few to tell
+
+
+# ---- labels
+
+def test_labels_from_a_csv_beside_or_by_path(tmp_path, eight):
+    rows = {'file': [f'{i}.png' for i in range(7)], 'type': list('abcdefg'), 'hp': list(range(7)), 'code': ['007']*7}
+    write_csv(rows, eight/'labels.csv')
+    im = load_images(eight)
+    assert im.labels == {'type': [*'abcdefg', ''], 'hp': [*map(str, range(7)), ''], 'code': ['007']*7 + ['']}   # picture 7 has no line
+    write_csv({'who': list(range(8)), 'kind': ['x']*4 + ['y']*4}, tmp_path/'other.csv')   # names without ending, as numbers
+    assert load_images(eight, labels=tmp_path/'other.csv').labels == {'who': list(range(8)), 'kind': ['x']*4 + ['y']*4}
+    assert load_images(eight, labels=tmp_path/'other.csv', where='kind=y').files == ['4.png', '5.png', '6.png', '7.png']
+    assert load_images(eight, labels=tmp_path/'other.csv', where=dict(kind='y', who=5)).files == ['5.png']
+    write_csv({'file': ['nobody.png'], 'x': ['y']}, tmp_path/'wrong.csv')
+    with pytest.raises(ValueError, match='no line names a picture'): load_images(eight, labels=tmp_path/'wrong.csv')
+    with pytest.raises(ValueError, match='CSV'): read_csv(b'')
+
+
+def test_matching_prefers_the_column_that_names_files():
+    files = ['set/images/a/1.png', 'set/images/b/1.png']
+    table, hits = match_labels(files, {'gen': [1, 1], 'file': ['images/b/1.png', 'images/a/1.png'], 'v': [10, 20]}, 'set/')
+    assert hits == 2 and table['v'] == [20, 10] and folder_labels(files) == {'folder': ['a', 'b']}
+
+
+def test_csv_columns_survive(tmp_path):
+    columns = {'i': [1, -2], 'f': [.5, 2.], 'b': [True, False], 's': ['007', 'a,"b"\nc'], 'e': ['', 'ü']}
+    write_csv(columns, tmp_path/'a.csv')
+    assert read_csv(tmp_path/'a.csv') == columns
+
+
+# ---- prepared sets
+
+def test_save_and_reopen(tmp_path, eight):
+    im = load_images(eight, size=32)
+    im.labels = {'kind': [*'abcdefg', ''], 'n': list(range(8))}
+    again = load_images(im.save(tmp_path/'out'/'prepared'), size=32)
+    assert sorted(p.name for p in (tmp_path/'out').iterdir()) == ['prepared']
+    assert sorted(p.name for p in (tmp_path/'out'/'prepared').iterdir()) == ['labels.csv', 'prepared.json', 'report.csv', 'x.npy']
+    assert (again.x == im.x).all() and again.labels == im.labels and again.files == im.files and again.fingerprint == im.fingerprint and again.report == im.report
+    again.x[0] = 0   # copy on write: the file is not touched
+    assert (Images.open(tmp_path/'out'/'prepared').x == im.x).all()
+    load_images(eight, size=48).save(tmp_path/'out'/'prepared')
+    assert Images.open(tmp_path/'out'/'prepared').size == 48
+    with pytest.raises(ValueError, match='prepared at 48 px'): load_images(tmp_path/'out'/'prepared', size=64)
+
+
+def test_save_replaces_nothing_but_prepared_sets(eight):
+    with pytest.raises(ValueError, match='holds something else'): load_images(eight).save(eight)
+    assert len(list(eight.iterdir())) == 8
+
+
+@pytest.mark.parametrize('spoil', [lambda p: (p/'x.npy').unlink(), lambda p: (p/'x.npy').write_bytes((p/'x.npy').read_bytes()[:500]),
+                                   lambda p: (p/'prepared.json').write_text('{'), lambda p: (p/'labels.csv').write_text('file\n1\n'), lambda p: (p/'report.csv').unlink()])
+def test_a_spoilt_prepared_set_is_noticed(tmp_path, eight, spoil):
+    spoil(load_images(eight).save(tmp_path/'p'))
+    with pytest.raises(ValueError, match='no complete prepared set') as e: load_images(tmp_path/'p')
+    assert '\n' not in str(e.value)
+
+
+def test_a_failed_save_leaves_the_old_set(tmp_path, eight, monkeypatch):
+    load_images(eight, size=32).save(tmp_path/'p')
+    monkeypatch.setattr(Report, 'to_csv', lambda *a: (_ for _ in ()).throw(OSError('disk full')))
+    with pytest.raises(OSError): load_images(eight, size=48).save(tmp_path/'p')
+    assert Images.open(tmp_path/'p').size == 32 and sorted(p.name for p in tmp_path.iterdir()) == ['eight', 'p']
+
+
+def test_the_store(tmp_path, eight):
+    im = load_images(eight, size=32)
+    mapped = load_images(eight, size=32, memory=0)   # as if it did not fit
+    assert mapped.fingerprint == im.fingerprint and (mapped.x == im.x).all() and mapped.x.is_contiguous()
+    b = mapped.batch(torch.tensor([3, 3, 0]), 'cpu')
+    assert b.shape == (3, 3, 32, 32) and b.dtype == torch.uint8 and (b[0] == im.x[3]).all() and (b[2] == im.x[0]).all()
+    assert im.to('cpu').fingerprint == im.fingerprint and len(im) == 8 and im.size == 32 and len(im.fingerprint) == 16
+    assert Images(im.x.flip(0)).fingerprint != im.fingerprint
+    assert len(audit(im).axes) == 5
+
+
+def test_walk_reads_nothing_by_itself(eight): assert [f.name for f in walk(eight)] == [f'{i}.png' for i in range(8)]
+
+
+# ---- real sets, where they are
+
+@real
+def test_the_real_set_in_kaggles_layout(tmp_path):
+    t = time.time()
+    im = load_images(REAL/'kaggle819.zip')
+    assert len(im) == 819 and im.report.counts()['skip', 'twin'] == 60 and time.time() - t < 10
+    assert np.allclose(im.x.float().mean((0, 2, 3))/255, [.838, .826, .812], atol=.004)
+    labelled = load_images(REAL/'kaggle819.zip', labels=REAL/'kaggle819_index.csv', where='generation=1')
+    assert set(labelled.labels['generation']) == {1} and 'Bulbasaur' in labelled.labels['name']
+
+
+@real
+def test_the_real_links():
+    im = load_images(REAL/'dirty_links.tar')
+    assert [r.action for r in im.report.rows].count('load') == 1 and len(im.report.rows) == 10
+
+
+@real
+def test_sixteen_thousand_sprites_in_a_minute_and_a_gibibyte():
+    code = ('import sys, json, resource; from pokegan.data import load_images; '
+            'im = load_images(sys.argv[1], where="big14k=1", progress=False); '
+            'print(json.dumps([len(im), len(set(im.labels["species_id"])), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))')
+    t = time.time()
+    r = subprocess.run([sys.executable, '-c', code, str(REAL/'species.zip')], capture_output=True, text=True, check=True)
+    n, species, kib = json.loads(r.stdout)
+    assert n > 14_000 and species == 809 and time.time() - t < 60 and kib < 1 << 20, (n, species, kib, time.time() - t)

@@ -1,0 +1,180 @@
+"Networks and recipes of lesson 03, checked on what is built: counts, shapes, starts, and Keras' padding by hand."
+import json
+from dataclasses import FrozenInstanceError, asdict, replace
+
+import pytest
+import torch
+from torch import nn
+
+from pokegan.dcgan import (DCGAN_RECIPES, LATENTS, GANRecipe, SameConv2d, SameConvTranspose2d, conv_discriminator, conv_generator,
+                           down, keras_discriminator, keras_generator, make_norm, normal, uniform, up)
+
+RECIPES = {r.name: r for r in DCGAN_RECIPES}
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
+WEIGHTS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
+def count(net): return sum(p.numel() for p in net.parameters() if p.requires_grad)
+def tiny(r, **kw): return replace(r, ngf=8, ndf=8, nz=6, **kw)
+
+@pytest.fixture(autouse=True)
+def seeded(): torch.manual_seed(0)
+
+@pytest.mark.parametrize('name, g, d', [
+    ('dcgan-keras', 11_926_080, 1_443_073),
+    ('dcgan-uniform', 3_576_704, None),
+    ('dcgan-fc-64', 3_614_496, 694_657),
+    ('dcgan-819', 3_806_080, 2_765_696)])
+def test_published_counts(name, g, d):
+    nets = RECIPES[name].networks()
+    assert count(nets['G']) == g and (d is None or count(nets['D']) == d)
+
+def test_count_of_the_aegan_generator():
+    assert count(replace(RECIPES['dcgan-819'], nz=16).networks()['G']) == 2_888_576
+
+def test_layers_of_fc_128():
+    "1024 → 512 → 256 → 128 → 64 up to 128 px; 64 → 128 → 256 → 512 (k3 s1) → 1024 down to 8 px."
+    nets = RECIPES['dcgan-fc-128'].networks()
+    convs = [m for m in nets['G'].modules() if isinstance(m, (nn.ConvTranspose2d, nn.Conv2d))]
+    assert nets['G'].blocks[0][0].out_features == 65536
+    assert [m.out_channels for m in convs] == [512, 256, 128, 64, 3] and convs[-1].kernel_size == (3, 3)
+    convs = [m for m in nets['D'].modules() if isinstance(m, nn.Conv2d)]
+    assert [(m.out_channels, m.kernel_size[0], m.stride[0]) for m in convs] == [(64, 4, 2), (128, 4, 2), (256, 4, 2), (512, 3, 1), (1024, 4, 2)]
+    assert nets['D'].blocks[-1][1].in_features == 8*8*1024
+
+@pytest.mark.parametrize('size', [16, 32, 64, 128])
+@pytest.mark.parametrize('name', RECIPES)
+def test_shapes_ranges_gradients(name, size):
+    r = tiny(RECIPES[name], size=size)
+    G, D = r.networks().values()
+    z = LATENTS[r.latent](3, r.nz)
+    x = G(z)
+    assert x.shape == (3, 3, size, size) and x.abs().max() <= 1 and (G.nz, G.size, D.size) == (6, size, size)
+    l = D(x)
+    assert l.shape == (3,) and l.dtype == torch.float32
+    l.square().sum().backward()
+    for p in (*G.parameters(), *D.parameters()): assert p.grad is not None and torch.isfinite(p.grad).all()
+    assert sum(p.grad.abs().sum() for p in G.parameters()) > 0
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_bf16_and_channels_last(name):
+    r = tiny(RECIPES[name], size=32)
+    G, D = (m.to(memory_format=torch.channels_last) for m in r.networks().values())
+    with torch.autocast('cpu', torch.bfloat16): l = D(G(normal(4, 6)))
+    assert l.dtype == torch.bfloat16 and l.shape == (4,)
+    l.float().sum().backward()
+    assert all(p.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in (*G.parameters(), *D.parameters()))
+    assert all(b.dtype in (torch.float32, torch.int64) for b in D.buffers())
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_start_of_the_built_networks(name):
+    "Gains near 1 (not near 0), biases 0, weights spread as the paper says."
+    keras = name == 'dcgan-keras'
+    for net in RECIPES[name].networks(seed=3).values() if name != 'dcgan-fc-128' else tiny(RECIPES[name]).networks(seed=3).values():
+        for m in net.modules():
+            if isinstance(m, NORMS):
+                assert abs(m.weight.mean() - 1) < 0.02 and (m.weight > 0.8).all() and not m.bias.any()
+                assert (m.weight.std() == 0) if keras else (0.01 < m.weight.std() < 0.03)
+            elif isinstance(m, WEIGHTS):
+                w = m.parametrizations.weight.original if hasattr(m, 'parametrizations') else m.weight
+                fan = nn.init._calculate_fan_in_and_fan_out(w)
+                want = (2/sum(fan))**0.5 if keras else 0.02
+                assert abs(w.std()/want - 1) < 0.1 and abs(w.mean()) < 0.1*want + 3*want/w.numel()**.5
+                assert m.bias is None or not m.bias.any()
+                if keras: assert w.abs().max() <= 3**0.5*want*(1 + 1e-5)
+
+def test_keras_details():
+    G, D = keras_generator(32, 6, 8), keras_discriminator(32, 8)
+    bns = [m for m in G.modules() if isinstance(m, NORMS)]
+    assert all((m.eps, m.momentum) == (1e-3, 0.01) for m in bns) and bns[0].num_features == 32*16
+    assert {m.negative_slope for net in (G, D) for m in net.modules() if isinstance(m, nn.LeakyReLU)} == {0.3}
+    assert [m.p for m in D.modules() if isinstance(m, nn.Dropout)] == [0.3]*3
+    assert not any(isinstance(m, NORMS) for m in D.modules())
+
+def same_conv(x, w, s=2):
+    "Keras' 'same' convolution, written out: out = ceil(n/s), zeros split with the smaller half before."
+    n, k = x.shape[-1], w.shape[-1]
+    out = -(-n//s)
+    before = max((out-1)*s + k - n, 0)//2
+    y = torch.zeros(w.shape[0], out, out)
+    for o in range(w.shape[0]):
+        for i in range(out):
+            for j in range(out):
+                for a in range(k):
+                    for b in range(k):
+                        p, q = i*s + a - before, j*s + b - before
+                        if 0 <= p < n and 0 <= q < n: y[o, i, j] += (x[:, p, q]*w[o, :, a, b]).sum()
+    return y
+
+@pytest.mark.parametrize('n', [2, 4, 6])
+def test_same_padding_by_hand(n):
+    conv, x = SameConv2d(2, 3, 5, 2, bias=False), torch.randn(2, n, n)
+    assert torch.allclose(conv(x[None])[0], same_conv(x, conv.weight), atol=1e-5)
+
+@pytest.mark.parametrize('n', [2, 4, 6])
+def test_same_transposed_is_the_gradient_of_the_convolution(n):
+    "Keras defines it so; the gradient is taken of the loop above, not of our class."
+    convT, y = SameConvTranspose2d(3, 2, 5, 2, 1, bias=False), torch.randn(3, n, n)
+    x = torch.zeros(2, 2*n, 2*n, requires_grad=True)
+    want, = torch.autograd.grad((same_conv(x, convT.weight.detach())*y).sum(), x)
+    got = convT(y[None])[0]
+    assert got.shape == (2, 2*n, 2*n) and torch.allclose(got, want, atol=1e-5)
+
+def test_spectral_norm_holds_and_resumes_exactly():
+    kw = dict(size=32, ndf=8, norm='none', sn=True)
+    D, x = conv_discriminator(**kw), torch.randn(4, 3, 32, 32)
+    for _ in range(60): D(x)
+    for b in D.eval().blocks[:-1]: assert abs(torch.linalg.matrix_norm(b[0].weight.flatten(1), 2) - 1) < 0.02
+    E = conv_discriminator(**kw)
+    E.load_state_dict(D.state_dict())
+    with torch.no_grad(): assert torch.equal(D.train()(x), E(x)) and torch.equal(D(x), E(x))
+
+def test_group_norm_treats_each_picture_alone():
+    G = conv_generator(32, 6, 8, norm='group')
+    z = normal(4, 6)
+    assert torch.allclose(G(z)[:1], G(z[:1]), atol=1e-6)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in G.modules())
+    assert make_norm(12, 'group').num_groups == 4 and make_norm(7, 'group').num_groups == 1
+
+def test_blocks_double_and_halve():
+    x = torch.randn(2, 5, 8, 8)
+    assert up(5, 7)(x).shape == (2, 7, 16, 16) and down(5, 7)(x).shape == (2, 7, 4, 4) and down(5, 7, same=True)(x).shape == (2, 7, 8, 8)
+
+def test_latents():
+    g = lambda: torch.Generator().manual_seed(1)
+    assert torch.equal(normal(3, 4, g()), normal(3, 4, g())) and torch.equal(uniform(3, 4, g()), uniform(3, 4, g()))
+    z, u = normal(10_000, 4, g()), uniform(10_000, 4, g())
+    assert abs(z.std() - 1) < 0.02 and abs(u.std() - 3**-0.5) < 0.01 and u.min() >= -1 and u.max() < 1 and abs(u.mean()) < 0.02
+
+def test_recipe_seed_and_round_trip():
+    r = tiny(RECIPES['dcgan-819'], size=32)
+    before = torch.get_rng_state()
+    a, b, c = r.networks(seed=0), r.networks(seed=0), r.networks(seed=1)
+    assert torch.equal(before, torch.get_rng_state()) and list(a) == ['G', 'D']
+    same = lambda m, n: all(torch.equal(p, q) for p, q in zip(m.state_dict().values(), n.state_dict().values()))
+    assert all(same(a[k], b[k]) and not same(a[k], c[k]) for k in 'GD')
+    for r in DCGAN_RECIPES: assert GANRecipe(**json.loads(json.dumps(asdict(r)))) == r and r.source and r.differs
+    with pytest.raises(FrozenInstanceError): r.nz = 3
+
+def test_recipes_say_what_the_systems_say():
+    r = RECIPES
+    assert len(r) == len(DCGAN_RECIPES) and {x.batch for x in r.values()} == {64} and {x.lr for x in r.values()} == {2e-4}
+    assert r['dcgan-keras'].split_d and not any(x.split_d for n, x in r.items() if n != 'dcgan-keras')
+    assert r['dcgan-uniform'].latent == 'uniform' and r['dcgan-uniform'].hflip
+    for s in (32, 64, 128): x = r[f'dcgan-fc-{s}']; assert (x.size, x.real_target, x.fake_target, x.betas, x.nz) == (s, 0.9, 0, (0.5, 0.99), 100)
+    x = r['dcgan-819']
+    assert (x.nz, x.betas, x.real_target, x.fake_target, x.target_noise, x.flip) == (128, (0.5, 0.9), 0.85, 0.15, 0.15, 0.05)
+
+@pytest.mark.parametrize('wrong', [
+    dict(size=48), dict(size='64'), dict(size=512), dict(ngf=0), dict(nz=-1), dict(batch=0), dict(d_rounds=0), dict(flip=1.), dict(flip=-0.1),
+    dict(ema=1.), dict(lr=-1.), dict(lr=float('nan')), dict(betas=(0.5, 1.)), dict(betas=(0.5,)), dict(arch='vae'), dict(latent='gauss'),
+    dict(opt='sgd'), dict(norm='layer'), dict(head='mlp'), dict(stem='fc'), dict(base=5), dict(base=8), dict(sn='yes')])
+def test_a_bad_value_is_one_line(wrong):
+    with pytest.raises(ValueError) as e: replace(RECIPES['dcgan-819'], **wrong)
+    assert '\n' not in str(e.value) and next(iter(wrong)) in str(e.value)
+
+def test_wrong_input_is_one_line():
+    G, D = tiny(RECIPES['dcgan-819'], size=32).networks().values()
+    for f, x in ((G, normal(2, 7)), (G, torch.zeros(2, 6, 1, 1)), (D, torch.zeros(2, 3, 64, 64)), (D, torch.zeros(2, 1, 32, 32))):
+        with pytest.raises(ValueError, match='takes') as e: f(x)
+        assert '\n' not in str(e.value)
+    with pytest.raises(ValueError, match='norm'): make_norm(8, 'bacth')

@@ -1,0 +1,130 @@
+"""Killed with SIGKILL at ten random moments and resumed, a run ends with the weights of one that was never stopped; a full disk costs nothing."""
+import json, os, random, shutil, signal, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pokegan.callbacks import read_log
+from pokegan.checkpoint import read_tensors
+
+# One process imports torch once, then forks a child for each life of the run.
+ZYGOTE = '''
+import os, sys, time
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from pokegan.data import Images
+from pokegan.recipes import resume, train
+
+def live(folder, save_every):
+    images = Images(torch.randint(0, 256, (70, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)), source='noise')
+    if (Path(folder)/'run.json').exists(): resume(folder, data=images, progress=False)
+    else: train('dcgan-819', images, folder, steps=200, progress=False, save_every=save_every, size=32, ngf=8, ndf=8, batch=16, ema=.9)
+
+for line in sys.stdin:
+    folder, save_every = line.split()
+    pid = os.fork()
+    if pid == 0:
+        try: live(folder, int(save_every)); os._exit(0)
+        except BaseException as e: print(repr(e), file=sys.stderr); os._exit(1)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+'''
+
+
+@pytest.fixture(scope='module')
+def zygote():
+    env = os.environ | dict(OMP_NUM_THREADS='1')
+    p = subprocess.Popen([sys.executable, '-c', ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    yield p
+    p.stdin.close()
+    p.wait(30)
+
+
+def start(p, folder, save_every=7) -> int:
+    p.stdin.write(f'{folder} {save_every}\n')
+    p.stdin.flush()
+    return int(p.stdout.readline())
+
+
+def test_killed_ten_times_ends_equal(zygote, tmp_path):
+    start(zygote, tmp_path/'whole')
+    t0 = time.perf_counter()
+    while not (tmp_path/'whole/run.json').exists(): time.sleep(.01)
+    startup = time.perf_counter() - t0
+    assert int(zygote.stdout.readline()) == 0
+    training = time.perf_counter() - t0 - startup
+    rng, kills, at = random.Random(), 0, []  # really random: another ten moments at every run of this test
+    while True:
+        pid = start(zygote, tmp_path/'killed')
+        if kills < 10:
+            time.sleep(startup*rng.uniform(.8, 1.2) + training*rng.uniform(0, .08))
+            try: os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError: pass  # it was faster than expected and has ended
+        code = int(zygote.stdout.readline())
+        assert code in (0, -signal.SIGKILL)
+        kills += code != 0
+        if (tmp_path/'killed/state.safetensors').exists(): at.append(read_tensors(tmp_path/'killed/state.safetensors')[1]['step'])
+        if code == 0: compare(tmp_path/'whole', tmp_path/'killed')
+        if code == 0 and kills >= 10: break
+        if code == 0: shutil.rmtree(tmp_path/'killed')
+    print(f'steps of the last checkpoint after each kill: {at}')
+
+
+def compare(whole, killed):
+    (a, ma), (b, mb) = (read_tensors(p/'state.safetensors') for p in (whole, killed))
+    assert ma['step'] == mb['step'] == 200 and a.keys() == b.keys()
+    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+    assert not list(killed.rglob('.*aside')), 'what killed processes left behind is swept up'
+    rows = [[r['step'] for r in read_log(p/'log.csv')] for p in (whole, killed)]
+    assert rows[0] == rows[1] == list(range(20, 201, 20))
+
+
+def test_state_holds_the_last_good_step_when_killed_while_writing(zygote, tmp_path):
+    "Checkpoints at every step, so that most kills fall into a write; each file must still open."
+    rng = random.Random(1)
+    for _ in range(5):
+        pid = start(zygote, tmp_path/'run', save_every=1)
+        time.sleep(rng.uniform(.3, 1.5))
+        os.kill(pid, signal.SIGKILL)
+        zygote.stdout.readline()
+        if (tmp_path/'run/run.json').exists():
+            for name in ('state', 'last'): assert read_tensors(tmp_path/f'run/{name}.safetensors')[0]
+            assert json.loads((tmp_path/'run/run.json').read_text())['schema'] == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A file system of 8 MiB."
+    at = tmp_path/'small'
+    at.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', at], capture_output=True).returncode: pytest.skip('a small tmpfs can only be mounted by root')
+    yield at
+    subprocess.run(['umount', at], check=True)
+
+
+def test_full_disk_keeps_the_last_good_files(small_disk):
+    run = small_disk/'run'
+    code = f'''
+import torch
+torch.set_num_threads(1)
+from pokegan.cli import main
+from pokegan.recipes import train
+from pokegan.data import Images
+images = Images(torch.zeros(64, 3, 32, 32, dtype=torch.uint8) + torch.arange(64, dtype=torch.uint8).view(-1, 1, 1, 1)*4, source='noise')
+train('dcgan-819', images, {str(run)!r}, steps=10, progress=False, save_every=5, size=32, ngf=8, ndf=8, batch=16)
+'''
+    subprocess.run([sys.executable, '-c', code], check=True)
+    good = read_tensors(run/'state.safetensors')[1]['step']
+    free = os.statvfs(small_disk)
+    (small_disk/'ballast').write_bytes(bytes(max(0, free.f_bavail*free.f_frsize - 200_000)))
+    code = code.replace("train('dcgan-819', images, ", 'from pokegan.recipes import resume\nresume(').replace("steps=10, progress=False, save_every=5, size=32, ngf=8, ndf=8, batch=16)", 'steps=40, data=images, progress=False)')
+    p = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    last = p.stderr.strip().splitlines()[-1]
+    assert p.returncode and 'disk full' in last and 'resume' in last
+    assert good == 10 and read_tensors(run/'state.safetensors')[1]['step'] >= good and read_tensors(run/'last.safetensors')[0]
+    assert not list(Path(run).glob('.*aside'))
+    (small_disk/'ballast').unlink()
+    subprocess.run([sys.executable, '-c', code], check=True)
+    assert read_tensors(run/'state.safetensors')[1]['step'] == 40
