@@ -113,7 +113,7 @@ def quadruped(g, p):
 # %% ../nbs/01c_bodies.ipynb #c021
 BIRD = dict(  # width, half-height, head, leg, where the head is, beak length
     owl=(.5, .55, .46, .15, (0, .55, .05), 1.25), duck=(.42, .38, .38, .18, (0, .62, .3), 1.65),
-    heron=(.34, .36, .34, .6, (0, .95, .35), 2.1), raptor=(.42, .5, .38, .32, (0, .68, .22), 1.5))
+    heron=(.36, .38, .41, .5, (0, .92, .35), 1.9), raptor=(.42, .5, .38, .32, (0, .68, .22), 1.5))
 
 def beak(g, p, h, k):
     "A beak k radii long, open when happy"
@@ -142,7 +142,7 @@ def bird(g, p):
     out.append(part([limb([(0, -.15, -W*.8), (x, -.25 + .12*p.swing, -W*1.1 - .4)], [.12, .09]) for x in (-.18, 0, .18)], TRIM, -.2))
     return out + bird_side(g, p, -1, W, T, L) + bird_side(g, p, 1, W, T, L)
 
-FISH = dict(carp=(.26, .42, .62), puffer=(.55, .55, .55), angler=(.42, .48, .56), whale=(.45, .42, .8))  # half-axes
+FISH = dict(carp=(.26, .42, .62), puffer=(.55, .55, .55), angler=(.42, .48, .56), whale=(.45, .46, .72))  # half-axes
 THORNS = [(-90, 30), (90, 30), (-60, 65), (60, 65), (-95, -20), (95, -20), (0, 88), (60, -60), (-60, -60), (180, 40), (150, -10)]
 
 def fish_extra(g, h, T):

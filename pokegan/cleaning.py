@@ -9,9 +9,11 @@ __all__ = ['MIN_SIDE', 'MAX_ASPECT', 'MAX_PIXELS', 'MAX_BYTES', 'EXTENSIONS', 'P
 # %% ../nbs/02a_cleaning.ipynb #c008
 import csv, io
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import PurePosixPath
+from threading import Lock
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps
@@ -164,11 +166,16 @@ class Clean:
     note: str           # 'ok', or what was done
 
 def _paper(im, rgb):
+    "What the outermost pixels of the original say about its background."
     if im.mode == 'RGBA' and im.getextrema()[3][0] < 128: return 'transparent'
-    edge = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]]).mean(-1)
-    return 'white' if np.median(edge) >= 248 else 'dark' if np.median(edge) <= 16 else 'other'
+    w, h = rgb.size
+    edges = [rgb.crop(box) for box in ((0, 0, w, 1), (0, h-1, w, h), (0, 0, 1, h), (w-1, 0, w, h))]
+    grey = np.median(np.concatenate([np.asarray(e).reshape(-1, 3) for e in edges]).mean(-1))
+    return 'white' if grey >= 248 else 'dark' if grey <= 16 else 'other'
 
 # %% ../nbs/02a_cleaning.ipynb #c044
+_one_large = Lock()   # two pictures of 25 million pixels at once would fill half a gigabyte
+
 def clean(
     data:bytes, # one whole file, of any format
     size:int=64, # pixels a side of the result
@@ -179,15 +186,17 @@ def clean(
     "From bytes to a clean square RGB picture. Raises `Skip`, whose message is the reason."
     raw = open_header(data, max_pixels)
     frames, mode, shape = getattr(raw, 'n_frames', 1), raw.mode, raw.size
-    im = decode(raw)
-    rgb = fit_square(compose(im, background), size, fit, background)
-    white = rgb if im.mode == 'RGB' or colour(background) == (255,)*3 else fit_square(compose(im), size, fit)
+    with _one_large if raw.width*raw.height > 4_000_000 else nullcontext():
+        im = decode(raw)
+        full = compose(im, background)
+        rgb = fit_square(full, size, fit, background)
+        white = rgb if im.mode == 'RGB' or colour(background) == (255,)*3 else fit_square(compose(im), size, fit)
     notes = [mode] if mode not in ('RGB', 'RGBA', 'P', 'L') else []
     if frames > 1: notes.append(f'first of {frames} frames')
     if im.size != shape: notes.append('turned upright')
     if im.width != im.height: notes.append({'pad': 'padded', 'crop': 'cropped', 'stretch': 'stretched'}[fit])
     pixels, thumb = np.asarray(rgb), np.asarray(white.resize((9, 9), Image.BOX))
-    return Clean(pixels, thumb, *im.size, mode, _paper(im, pixels), ', '.join(notes) or 'ok')
+    return Clean(pixels, thumb, *im.size, mode, _paper(im, full), ', '.join(notes) or 'ok')
 
 # %% ../nbs/02a_cleaning.ipynb #c047
 @dataclass(slots=True)

@@ -37,7 +37,7 @@ def tint(base, trim, glow, colour):
     "The colour variants of one picture"
     if colour == 'shiny': return mix((base[2], base[0], base[1]), (255, 225, 160), 5), mix((trim[1], trim[2], trim[0]), base, 3), (255, 232, 120)
     if colour == 'pale': return mix(base, (255, 250, 240), 4), trim, glow
-    if colour == 'deep': return mix(base, (60, 25, 80), 3), mix(trim, (30, 15, 50), 3), glow
+    if colour == 'deep': return mix(base, (60, 25, 80), 4), mix(trim, (30, 15, 50), 4), glow
     return base, trim, glow
 
 @lru_cache(4096)

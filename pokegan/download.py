@@ -120,13 +120,12 @@ def scrub(
 
 # %% ../nbs/02b_download.ipynb #c029
 _STATUS = {401: 'Kaggle does not accept this token (401); {token}',
-           403: 'Kaggle does not show {name} to this visitor (403); ' + 'accept its terms on kaggle.com/datasets/{name}, and {token}',
+           403: 'Kaggle does not show {name} to this visitor (403); accept its terms on kaggle.com/datasets/{name}, and {token}',
            404: 'Kaggle has no data set {name} (404); compare the name with the address of its page',
            429: 'Kaggle gets too many requests (429); wait {wait} and call again'}
 
 # %% ../nbs/02b_download.ipynb #c031
-def _chain(e):
-    while e: yield e; e = e.__cause__ or e.__context__
+def _chain(e): return [e] + (_chain(e.__cause__ or e.__context__) if e.__cause__ or e.__context__ else [])
 
 def explain(
     e:BaseException, # from a client

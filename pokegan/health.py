@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .data import to_float
 from .train import Callback, mix
 
-# %% ../nbs/06c_health.ipynb #c004
+# %% ../nbs/06c_health.ipynb #c006
 def diversity(x:Tensor,   # (n,3,h,w) in [-1,1]
               size:int=8, # pictures are compared at size x size px
 ) -> float: # root mean square difference of a pair, in units of [-1,1]
@@ -24,7 +24,7 @@ def diversity(x:Tensor,   # (n,3,h,w) in [-1,1]
     v = F.adaptive_avg_pool2d(x.float(), size).flatten(1)
     return float(torch.pdist(v).mean()/v.shape[1]**.5)
 
-# %% ../nbs/06c_health.ipynb #c005
+# %% ../nbs/06c_health.ipynb #c010
 def diagnose(
     diversity:float, # of fakes, as a share of the data's
     acc:float,       # share of images that D called rightly, since the last look
@@ -36,14 +36,14 @@ def diagnose(
     found = {}
     if not finite: found['NaN'] = 'a loss is not a number any more: lower the learning rate, or train with bf16=False; see lesson 05_training'
     if lo < -1.01 or hi > 1.01 or lo > -.5:
-        found['range mismatch'] = f'reals lie in [{lo:.2f}, {hi:.2f}] but G paints in [-1, 1], so D needs no more than brightness; see lesson 02c_data'
+        found['range mismatch'] = f'reals lie in [{lo:.2f}, {hi:.2f}] but G paints in [-1, 1], so D needs no more than brightness; see lesson 02e_data'
     if finite and diversity < .35:
         found['collapse'] = f'pictures from different latents differ by {diversity:.0%} of what real ones do; see lesson 04_losses'
     if finite and acc > .995:
         found['D has won'] = f'D is right about {acc:.1%} of all images and G has little left to follow; see lesson 04_losses'
     return found
 
-# %% ../nbs/06c_health.ipynb #c006
+# %% ../nbs/06c_health.ipynb #c013
 class HealthCB(Callback):
     "Looks every `every` steps, says in one line what is wrong, and can stop the run."
     def __init__(self, G:nn.Module, prior:Callable,

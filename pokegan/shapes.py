@@ -318,7 +318,7 @@ DECALS = dict(ball=solid_decal('ball'), limb=solid_decal('limb'), leaf=solid_dec
 def render(parts,   # list of Part
            cam,     # from `camera`
            size,    # side of the picture, pixels
-           fill=.9, # share of the frame that the longer side takes
+           fill=.9, # share of the frame that the longer side takes; one pixel always stays free
            ss=2,    # the canvas is ss times as large
           ):        # (ss*size, ss*size) uint8 palette indices
     "Paint the parts from far to near, centred"
@@ -329,7 +329,7 @@ def render(parts,   # list of Part
         todo.append((flats[0][1][2] + p.bias, p, flats))
     todo.sort(key=lambda t: t[0])
     x0, y0, x1, y1 = (f(flat[1][i] for _, _, flats in todo for _, flat in flats) for i, f in enumerate((min, min, max, max)))
-    k = (n*fill - 2*line)/max(x1 - x0, y1 - y0)
+    k = (min(n*fill, n - 2*ss) - 2*line)/max(x1 - x0, y1 - y0)
     cv = Canvas(n, k, (n/2 - (x0 + x1)/2*k, n/2 - (y0 + y1)/2*k), line)
     for z, p, flats in todo:
         if p.soft and z < -.12: p.tone = -1
@@ -362,4 +362,4 @@ def sheet(pictures,     # list of (h,w,4) uint8, all of one size
         x, y, im = i % ncol*w, i//ncol*(h + top), Image.fromarray(p).resize((w, h), Image.Resampling.NEAREST)
         out.paste(im, (x, y + top), im)
         if titles: ImageDraw.Draw(out).text((x + 2, y), titles[i], 'black')
-    return out.quantize(128, dither=Image.Dither.NONE)
+    return out.quantize(255, dither=Image.Dither.NONE)

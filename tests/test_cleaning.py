@@ -203,6 +203,13 @@ def test_background_errors_say_what_would_be_right():
         assert '\n' not in str(e.value)
 
 
+def test_the_paper_is_that_of_the_original_not_of_the_padding():
+    im = Image.new('RGB', (96, 48))
+    im.paste(RED, (30, 10, 60, 40))
+    assert clean(save(im, 'PNG')).paper == 'dark' and clean(save(disc('RGB'), 'PNG')).paper == 'white' and clean(save(disc(), 'PNG')).paper == 'transparent'
+    assert clean(save(noise, 'PNG')).paper == 'other'
+
+
 def test_report(tmp_path):
     r = Report()
     r.add('a.png', 'load', width=3, height=4, mode='P', paper='white')

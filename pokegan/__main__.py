@@ -1,0 +1,3 @@
+from pokegan.cli import main
+
+main()

@@ -1,0 +1,105 @@
+"""The command as a user types it: starts fast, trains, samples, and answers a mistake with one line."""
+import json, os, subprocess, sys, time
+
+import pytest
+from PIL import Image
+
+ENV = os.environ | dict(OMP_NUM_THREADS='1')
+
+
+def pokegan(*words, cwd, ok=True):
+    p = subprocess.run([sys.executable, '-m', 'pokegan', *map(str, words)], cwd=cwd, capture_output=True, text=True, env=ENV, timeout=60)
+    assert (p.returncode == 0) == ok, p.stdout + p.stderr
+    return p
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    "A run of twelve steps on sixty-four creatures."
+    at = tmp_path_factory.mktemp('cli')
+    out = pokegan('train', '--data', 'creatures:64', '--steps', 12, '--size', 32, '--run', 'first', '--seed', 3, cwd=at).stdout
+    assert 'step 12' in out and 'pokegan sample first' in out
+    return at/'first'
+
+
+def seconds(*code) -> float:
+    t0 = time.perf_counter()
+    subprocess.run([sys.executable, *code], check=True, capture_output=True)
+    return time.perf_counter() - t0
+
+
+def test_starts_fast():
+    bare = min(seconds('-c', 'pass') for _ in range(3))
+    assert min(seconds('-c', 'import pokegan') for _ in range(3)) - bare < .2
+    assert min(seconds('-m', 'pokegan', '--help') for _ in range(3)) < 1
+
+
+def test_run_folder_is_complete(run):
+    assert {'run.json', 'log.csv', 'last.safetensors', 'state.safetensors', 'progress.gif', 'samples'} <= {p.name for p in run.iterdir()}
+    info = json.loads((run/'run.json').read_text())
+    assert info['schema'] == 1 and info['step'] == 12 and info['seed'] == 3 and info['recipe']['size'] == 32
+    assert len(info['data']['fingerprint']) == 16 and info['data']['source'] == 'creatures:64' and info['versions']['torch']
+    with Image.open(run/'progress.gif') as g: assert g.n_frames > 1
+
+
+def test_sample_is_repeatable_and_truncation_changes_it(run):
+    for name, words in dict(a=(), b=(), c=('--truncation', .5), d=('--seed', 1)).items():
+        pokegan('sample', run, '--n', 6, '--out', f'{name}.png', '--each', f'each-{name}', *words, cwd=run.parent)
+    a, b, c, d = ((run.parent/f'{k}.png').read_bytes() for k in 'abcd')
+    assert a == b and a != c and a != d
+    assert len(list((run.parent/'each-a').glob('*.png'))) == 6
+    with Image.open(run.parent/'each-a/00000.png') as im: assert im.size == (32, 32)
+
+
+def test_resume_goes_on(run):
+    pokegan('train', '--resume', '--run', run, '--steps', 15, cwd=run.parent)
+    assert json.loads((run/'run.json').read_text())['step'] == 15
+
+
+def test_data_prepares_and_trains(tmp_path, run):
+    folder = tmp_path/'mine'
+    folder.mkdir()
+    for i in range(9): Image.radial_gradient('L').rotate(40*i).point(lambda v, i=i: (v*(i+3)) % 256).convert('RGB').resize((50+i, 40)).save(folder/f'{i}.png')
+    (folder/'notes.txt').write_text('x')
+    out = pokegan('data', folder, '--size', 32, '--out', 'prepared', cwd=tmp_path).stdout
+    assert '9 images of 32 px are in prepared' in out and 'skip' in out
+    pokegan('train', '--data', 'prepared', '--size', 32, '--steps', 2, '--run', 'r', cwd=tmp_path)
+    other = pokegan('train', '--resume', '--run', run, '--steps', 20, '--data', 'prepared', cwd=tmp_path, ok=False)
+    assert 'other images' in other.stderr
+
+
+def test_recipes_lists_and_shows(tmp_path):
+    names = pokegan('recipes', cwd=tmp_path).stdout
+    assert all(n in names for n in ('dcgan-quick', 'dcgan-keras', 'dcgan-uniform', 'dcgan-fc-32', 'dcgan-fc-64', 'dcgan-fc-128', 'dcgan-819'))
+    assert 'target_noise' in pokegan('recipes', 'dcgan-819', cwd=tmp_path).stdout
+
+
+MISTAKES = {
+    'train --recipe dcgan-820': 'dcgan-819', 'train --size 65': '64', 'train --size big': 'size', 'train --data nowhere': 'creatures',
+    'train --data creatures:none': 'creatures', 'train --minutes -1': 'minutes', 'train --steps 0': 'steps', 'train --steps 1 --device abacus': 'cpu',
+    'train --colour red': 'colour', 'train --resume': 'pokegan train', 'train --resume --run nowhere': 'nowhere', 'sample nowhere': 'pokegan train',
+    'sample': "'run'", 'paint': 'paint', 'recipes dcgan-820': 'dcgan-819', 'data nowhere.zip': 'nowhere.zip', 'data . --background puce': 'puce',
+    'data . --fit squeeze': 'pad',
+}
+
+
+@pytest.mark.parametrize('words', MISTAKES)
+def test_a_mistake_gets_one_line_and_exit_2(words, tmp_path):
+    p = pokegan(*words.split(), cwd=tmp_path, ok=False)
+    assert p.returncode == 2 and p.stdout == '' and len(p.stderr.strip().splitlines()) == 1, p.stdout + p.stderr
+    assert p.stderr.startswith('pokegan: ') and MISTAKES[words] in p.stderr and 'Traceback' not in p.stderr
+
+
+def test_a_mistake_about_a_run(run, tmp_path):
+    for words, hint in ((('sample', run, '--n', 0), 'at least 1'), (('sample', run, '--truncation', -1), 'above 0'),
+                        (('train', '--run', run), '--resume'), (('sample', run, '--out', 'no/such/folder/x.png'), 'no/such/folder')):
+        p = pokegan(*words, cwd=tmp_path, ok=False)
+        assert p.returncode == 2 and hint in p.stderr and len(p.stderr.strip().splitlines()) == 1, p.stderr
+
+
+def test_resume_removes_frames_later_than_its_checkpoint(tmp_path):
+    run = tmp_path/'r'
+    pokegan('train', '--data', 'creatures:32', '--size', 32, '--steps', 4, '--run', run, cwd=tmp_path)
+    (run/'samples/0000999.png').write_bytes((run/'samples/0000004.png').read_bytes())
+    pokegan('train', '--resume', '--run', run, '--steps', 6, cwd=tmp_path)
+    assert sorted(int(p.stem) for p in (run/'samples').glob('*.png'))[-1] == 6
