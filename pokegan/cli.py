@@ -76,15 +76,15 @@ def sample_command(
     each: Annotated[Optional[Path], Opt(help='also write every image into this folder')] = None,
 ):
     "New images from a trained run."
-    from pokegan.callbacks import save_picture
+    from pokegan.callbacks import save_png
     from pokegan.data import grid, to_uint8
     from pokegan.recipes import load_run
     if n < 1: raise ValueError(f'n is {n}; ask for at least 1 image')
     x = to_uint8(load_run(run).sample(n, seed, truncation))
-    save_picture(grid(x, max(1, round(n**.5))), out)
+    save_png(grid(x, max(1, round(n**.5))), out)
     if each:
         each.mkdir(parents=True, exist_ok=True)
-        for i, p in enumerate(x): save_picture(p, each/f'{i:05d}.png')
+        for i, p in enumerate(x): save_png(p, each/f'{i:05d}.png')
     print(f'{n} images are in {out}' + (f', one by one in {each}' if each else ''))
 
 # %% ../nbs/17_cli.ipynb #c007

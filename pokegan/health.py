@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .data import to_float
-from .train import Callback, mix
+from .train import Callback, mix_seed
 
 # %% ../nbs/06c_health.ipynb #c006
 def diversity(x:Tensor,   # (n,3,h,w) in [-1,1]
@@ -55,7 +55,7 @@ class HealthCB(Callback):
                  seed:int=0, say:Callable=tqdm.write):
         self.G, self.every, self.patience, self.stop, self.say = G, every, patience, stop, say
         self.warmup, self.varied = warmup, False
-        self.z, self.count, self.named = prior(n, torch.Generator().manual_seed(mix(seed, 3))), {}, set()
+        self.z, self.count, self.named = prior(n, torch.Generator().manual_seed(mix_seed(seed, 3))), {}, set()
 
     def before_fit(self, t):
         take = torch.linspace(0, len(t.images)-1, min(len(t.images), 256)).long()

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from pokegan.cleaning import Report
-from pokegan.data import CREATURES, Images, audit, grid, load_images, save_png, to_float, to_uint8
+from pokegan.callbacks import save_png
+from pokegan.data import CREATURES, Images, audit, grid, load_images, to_float, to_uint8
 from pokegan.gather import folder_labels, match_labels, near_duplicates, read_csv, twin_trees, walk, write_csv
 
 REAL = Path(__file__).parent.parent/os.environ.get('POKEGAN_REAL_DATA', '../shared/data')
