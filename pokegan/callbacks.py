@@ -58,7 +58,10 @@ class LogCB(Callback):
         self.written = t.seconds
 
     def after_step(self, t):
-        if t.step % self.every: return
+        if t.step % self.every == 0: self.record(t)
+
+    def record(self, t):
+        "Begin a row for this step."
         self.settle()
         names = list(t.logs)
         values = torch.stack([t.logs[k].float() for k in names])
@@ -79,7 +82,10 @@ class LogCB(Callback):
         if t.rank == 0: write_log(self.path, self.rows)
 
     def before_save(self, t): self.settle(); self.write(t)  # so that a resumed run finds every row
-    def after_fit(self, t): self.before_save(t)
+
+    def after_fit(self, t):
+        if t.logs and t.step % self.every: self.record(t)
+        self.before_save(t)
 
 # %% ../nbs/06a_callbacks.ipynb #c014
 def write_log(path:Path, rows:list):
@@ -150,14 +156,14 @@ class GridCB(Callback):
 
 # %% ../nbs/06a_callbacks.ipynb #c022
 def make_gif(folder:str|Path,  # a run folder with samples/*.png
-             frames:int=100,   # at most so many, evenly thinned
+             frames:int=48,    # at most so many, evenly thinned
              seconds:float=8., # length of one loop
 ) -> Path: # progress.gif
     "Join the sample grids to one animation; the last frame stays for a second."
     paths = sorted((Path(folder)/'samples').glob('*.png'))
     if not paths: raise ValueError(f'{folder} has no samples/*.png to join: train first')
     keep = sorted({round(i*(len(paths)-1)/max(1, frames-1)) for i in range(frames)})
-    first, *rest = [Image.open(paths[i]).quantize(128) for i in keep if i < len(paths)]
+    first, *rest = [Image.open(paths[i]).quantize(64) for i in keep if i < len(paths)]
     ms = [max(20, int(1000*seconds/len(keep)))]*len(rest) + [1000]
     with replacing(Path(folder)/'progress.gif') as p:
         first.save(p, 'GIF', save_all=True, append_images=rest, duration=ms, loop=0)
