@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pokegan.creatures import draw
 from pokegan.data import Images, load_images
-from pokegan.recipes import make_trainer, recipe
+from pokegan.dcgan import GANRecipe
+from pokegan.recipes import make_trainer
 
 
 def photos(folder: Path, n: int, side: int):
@@ -83,7 +84,7 @@ def main():
     p.add_argument('--json', action='store_true')
     args = p.parse_args()
     torch.set_num_threads(args.threads)
-    r = recipe('dcgan-uniform', latent='normal', hflip=False, brightness=0., contrast=0.)
+    r = GANRecipe('dcgan', 'Radford 2015', head='conv')  # z 100, 64 base filters, 64 px, batch 64
     with tempfile.TemporaryDirectory() as tmp:
         photos(Path(tmp)/'jpg', 512, args.photo)
         a, b = tutorial(Path(tmp)/'jpg', *r.networks(0).values(), r.batch), ours(load_images(f'{tmp}/jpg', 64), r)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .callbacks import GridCB, LoadCB, LogCB, PictureCB, ProgressCB
+from .callbacks import GridCB, LoadCB, LogCB, PictureCB, ProgressCB, read_log
 from .checkpoint import CheckpointCB, EMACB, load_state, read_tensors, unflatten
 from .data import Images, load_images
 from .dcgan import DCGAN_RECIPES, GANRecipe
@@ -23,12 +23,13 @@ from .losses import PAIRED, PAIRS, bce, clip_weights, noisy_targets
 from .sampling import prior, sample
 from .train import Trainer, check_budget, gan_phases, pick_device, split_gan_phases
 
-# %% ../nbs/15_recipes.ipynb #c004
+# %% ../nbs/15_recipes.ipynb #c007
 RECIPES = {r.name: r for r in DCGAN_RECIPES}
 DEFAULT = 'dcgan-quick'
 
-def recipe(name:str,  # as `pokegan recipes` lists them
-           **changes  # fields to replace, such as size=32
+def recipe(
+    name:str, # as `pokegan recipes` lists them
+    **changes # fields to replace, such as size=32
 ) -> GANRecipe:
     "A recipe by name, perhaps changed. Raises ValueError on an unknown name or field."
     if name not in RECIPES: raise ValueError(f"no recipe is called {name!r}; there are {', '.join(RECIPES)}")
@@ -36,7 +37,7 @@ def recipe(name:str,  # as `pokegan recipes` lists them
     if wrong: raise ValueError(f"a recipe has no {', '.join(sorted(wrong))}; it has {', '.join(RECIPES[name].__dataclass_fields__)}")
     return replace(RECIPES[name], **changes)
 
-# %% ../nbs/15_recipes.ipynb #c005
+# %% ../nbs/15_recipes.ipynb #c014
 def optimiser(r:GANRecipe, net:nn.Module) -> torch.optim.Optimizer:
     "The recipe's optimiser for one network, all updates in one kernel."
     if r.opt == 'rmsprop': return torch.optim.RMSprop(net.parameters(), r.lr, weight_decay=r.weight_decay, foreach=True)
@@ -53,7 +54,7 @@ def phases(r:GANRecipe, G:nn.Module, D:nn.Module) -> list:
     clip = (lambda: clip_weights(D, r.clip)) if r.clip else None
     return gan_phases(G, D, *opts, d_loss, g, r.d_rounds, r.g_rounds, clip, g in PAIRED)
 
-# %% ../nbs/15_recipes.ipynb #c006
+# %% ../nbs/15_recipes.ipynb #c017
 def augment(r:GANRecipe): # (x, generator) -> x, or None
     "The recipe's changes to real images: mirrored, brighter, more contrast. Applied to reals only, as published."
     if not (r.hflip or r.brightness or r.contrast): return None
@@ -64,7 +65,7 @@ def augment(r:GANRecipe): # (x, generator) -> x, or None
         return x.clamp(-1, 1).contiguous(memory_format=torch.channels_last)
     return change
 
-# %% ../nbs/15_recipes.ipynb #c007
+# %% ../nbs/15_recipes.ipynb #c020
 def make_trainer(r:GANRecipe, images:Images, seed:int=0, device=None) -> Trainer:
     "Networks, phases and optimisers of a recipe, ready to fit; EMA included where the recipe asks for it."
     if images.size != r.size: raise ValueError(f'the images are {images.size} px and the recipe {r.size}: prepare them with --size {r.size}')
@@ -77,38 +78,46 @@ def make_trainer(r:GANRecipe, images:Images, seed:int=0, device=None) -> Trainer
     return Trainer(nets, phases(r, nets['G'], nets['D']), images, prior(r.latent, r.nz), r.batch, seed, callbacks,
                    augment(r), device, None if r.amp else False)
 
-# %% ../nbs/15_recipes.ipynb #c008
+# %% ../nbs/15_recipes.ipynb #c023
 @dataclass
 class Run:
     "A run folder, opened: its recipe, its generator (the moving average where there is one), its log."
-    folder:Path
-    info:dict
-    recipe:GANRecipe
-    G:nn.Module
+    folder:Path      # where it lies
+    info:dict        # run.json
+    recipe:GANRecipe # with every value
+    G:nn.Module      # on the CPU, in eval mode
 
-    def sample(self, n:int=64, seed:int=0,
-               truncation:float|None=None # keep only |z| < truncation
+    @property
+    def log(self) -> list: return read_log(self.folder/'log.csv') # a dict of numbers for each logged step
+
+    def sample(self,
+        n:int=64,   # how many
+        seed:int=0, # of the latents
+        truncation:float|None=None # keep only |z| < truncation
     ) -> Tensor: # (n,3,h,w) in [-1,1]
         "New images. The same seed gives the same ones."
         return sample(self.G, prior(self.recipe.latent, self.recipe.nz, truncation)(n, torch.Generator().manual_seed(seed)))
 
 def load_run(folder:str|Path) -> Run:
-    "Open a run folder. Raises ValueError where it is not one."
+    "Open a run folder; no generator of random numbers is touched. Raises ValueError where it is not one."
     folder = Path(folder)
     info = read_info(folder)
     r = GANRecipe(**info['recipe'])
     tensors, _ = read_tensors(folder/'last.safetensors')
-    G = r.networks()['G']
+    G = r.networks(seed=0)['G']
     G.load_state_dict(unflatten(tensors, 'G_ema') or unflatten(tensors, 'G'))
     return Run(folder, info, r, G.eval())
 
 def read_info(folder:Path) -> dict:
-    "run.json of a run folder."
-    try: return json.loads((folder/'run.json').read_text())
+    "run.json of a run folder. Raises ValueError where it is missing, cannot be read, or was written by something else."
+    try: info = json.loads((folder/'run.json').read_text())
     except FileNotFoundError: raise ValueError(f'{folder} is not a run folder (no run.json); runs are made by `pokegan train`') from None
     except json.JSONDecodeError: raise ValueError(f'{folder}/run.json cannot be read; is it from `pokegan train`?') from None
+    known = info.get('schema') == 1 and isinstance(info.get('recipe'), dict) and info['recipe'].keys() <= GANRecipe.__dataclass_fields__.keys()
+    if not known: raise ValueError(f'{folder}/run.json is of another version; open it with the pokegan that made it: {info.get("versions", {}).get("pokegan", "unknown")}')
+    return info
 
-# %% ../nbs/15_recipes.ipynb #c009
+# %% ../nbs/15_recipes.ipynb #c025
 def new_folder(name:str) -> Path:
     "runs/NAME-1, or the next number that is free."
     k = 1
@@ -121,14 +130,14 @@ def train(
     run:str|Path|None=None,    # run folder; default runs/NAME-K
     steps:int|None=None,       # budget in steps …
     minutes:float|None=None,   # … or minutes; default 3 minutes
-    seed:int=0,
-    device=None,
+    seed:int=0,                # everything random follows from it
+    device=None,               # default: the best there is
     stop_on_trouble:bool=False,# end the run when the health check names a trouble
     save_every:int|None=None,  # steps between checkpoints; default once a minute
     progress:bool=True,        # show a bar
     **changes                  # recipe fields to replace: size=32, ngf=32, …
 ) -> Run:
-    "Train a recipe into a new run folder."
+    "Train a recipe into a new run folder. Raises ValueError on wrong values, before anything is loaded or written."
     if steps is None and minutes is None: minutes = 3.
     check_budget(steps, minutes)
     r, device = recipe(name, **changes), pick_device(device)
@@ -139,9 +148,16 @@ def train(
                 budget=dict(steps=steps, minutes=minutes, stop_on_trouble=stop_on_trouble, save_every=save_every))
     return go(folder, r, images, plan, seed, device, progress)
 
-# %% ../nbs/15_recipes.ipynb #c010
-def resume(folder:str|Path, steps:int|None=None, minutes:float|None=None, data:str|Images|None=None, device=None, progress:bool=True) -> Run:
-    "Continue a run to the end of its budget, or of a new one, exactly as if it had never stopped."
+# %% ../nbs/15_recipes.ipynb #c027
+def resume(
+    folder:str|Path,           # of a run
+    steps:int|None=None,       # a new budget, counted from the run's beginning; default the old one
+    minutes:float|None=None,   # … or in minutes
+    data:str|Images|None=None, # where the same images are now; default where they were
+    device=None,               # default: the best there is
+    progress:bool=True         # show a bar
+) -> Run:
+    "Continue a run to the end of its budget, or of a new one, as if it had never stopped. Raises ValueError on other images."
     folder = Path(folder)
     info = read_info(folder)
     r, budget = GANRecipe(**info['recipe']), info['budget']
@@ -151,18 +167,25 @@ def resume(folder:str|Path, steps:int|None=None, minutes:float|None=None, data:s
         raise ValueError(f"{folder} was trained on other images ({info['data']['source']}, fingerprint {info['data']['fingerprint']}); give those with --data")
     return go(folder, r, images, dict(recipe=asdict(r), data=info['data'], budget=budget), info['seed'], device, progress, again=True)
 
-def go(folder:Path, r:GANRecipe, images:Images, plan:dict, seed:int, device, progress:bool, again:bool=False) -> Run:
+def go(
+    folder:Path, r:GANRecipe, images:Images,
+    plan:dict,        # what run.json holds besides the trainer's own: recipe, data, budget
+    seed:int, device,
+    progress:bool,
+    again:bool=False  # begin from state.safetensors
+) -> Run:
     "Trainer, callbacks, fit."
     t = make_trainer(r, images, seed, device)
     if again: load_state(t, folder/'state.safetensors')
     folder.mkdir(parents=True, exist_ok=True)
     shown = t.nets.get('G_ema', t.nets['G'])
     t.callbacks += [HealthCB(shown, t.prior, stop=plan['budget']['stop_on_trouble']), LoadCB(), LogCB(folder),
-                    GridCB(folder, shown, t.prior, seed=seed), *([ProgressCB()] if progress else []), CheckpointCB(folder, plan, plan['budget']['save_every']), PictureCB(folder)]
+                    GridCB(folder, shown, t.prior, seed=seed), *([ProgressCB()] if progress else []),
+                    CheckpointCB(folder, plan, plan['budget']['save_every']), PictureCB(folder)]
     t.fit(plan['budget']['steps'], plan['budget']['minutes'])
     return load_run(folder)
 
-# %% ../nbs/15_recipes.ipynb #c011
+# %% ../nbs/15_recipes.ipynb #c028
 def newest_folder() -> Path:
     "The run folder that was written last. Raises ValueError when there is none."
     runs = sorted(Path('runs').glob('*/run.json'), key=lambda p: p.stat().st_mtime)
