@@ -24,7 +24,7 @@ from .train import Callback, mix_seed
 @contextmanager
 def replacing(path:str|Path # the file to write
 ): # yields the path to write to
-    "Write a file aside, then put it in place at once: whoever reads, or is killed, meets the old file or the new one, whole."
+    "Write a file aside, then put it in place at once: readers meet the old file or the new one, whole. Raises OSError, one line, on a full disk."
     path = Path(path)
     aside = path.with_name(f'.{path.name}.{os.getpid()}.aside')
     try:
@@ -127,7 +127,8 @@ def save_png(x:Tensor, # (3,h,w), or (b,3,h,w) which becomes a grid; float in [-
 # %% ../nbs/06a_callbacks.ipynb #c020
 class GridCB(Callback):
     "samples/STEP.png: the same latents drawn again and again, so that frames show learning and nothing else."
-    def __init__(self, folder:str|Path, G:torch.nn.Module, prior:Callable, n:int=64, seed:int=0, frames:int=48):
+    def __init__(self, folder:str|Path, G:torch.nn.Module, prior:Callable, n:int=64, seed:int=0, frames:int=48 # pictures over the whole budget
+    ):
         self.folder, self.G, self.frames = Path(folder)/'samples', G, frames
         self.z, self.drawn = prior(n, torch.Generator().manual_seed(mix_seed(seed, 3))), -1
 
@@ -159,7 +160,7 @@ def make_gif(folder:str|Path,  # a run folder with samples/*.png
              frames:int=48,    # at most so many, evenly thinned
              seconds:float=8., # length of one loop
 ) -> Path: # progress.gif
-    "Join the sample grids to one animation; the last frame stays for a second."
+    "Join the sample grids to one animation; the last frame stays for a second. Raises ValueError when there are none."
     paths = sorted((Path(folder)/'samples').glob('*.png'))
     if not paths: raise ValueError(f'{folder} has no samples/*.png to join: train first')
     keep = sorted({round(i*(len(paths)-1)/max(1, frames-1)) for i in range(frames)})

@@ -185,15 +185,16 @@ def clean(
 )->Clean:
     "From bytes to a clean square RGB picture. Raises `Skip`, whose message is the reason."
     raw = open_header(data, max_pixels)
-    frames, mode, shape = getattr(raw, 'n_frames', 1), raw.mode, raw.size
+    frames, mode = getattr(raw, 'n_frames', 1), raw.mode
     with _one_large if raw.width*raw.height > 4_000_000 else nullcontext():
         im = decode(raw)
+        turned = raw.getexif().get(0x0112, 1) not in (0, 1)  # the tag that says which way is up
         full = compose(im, background)
         rgb = fit_square(full, size, fit, background)
         white = rgb if im.mode == 'RGB' or colour(background) == (255,)*3 else fit_square(compose(im), size, fit)
     notes = [mode] if mode not in ('RGB', 'RGBA', 'P', 'L') else []
     if frames > 1: notes.append(f'first of {frames} frames')
-    if im.size != shape: notes.append('turned upright')
+    if turned: notes.append('turned upright')
     if im.width != im.height: notes.append({'pad': 'padded', 'crop': 'cropped', 'stretch': 'stretched'}[fit])
     pixels, thumb = np.asarray(rgb), np.asarray(white.resize((9, 9), Image.BOX))
     return Clean(pixels, thumb, *im.size, mode, _paper(im, full), ', '.join(notes) or 'ok')

@@ -126,12 +126,12 @@ def check(name, v, lo, hi):
         raise ValueError(f"{name} is {v!r}; it must be a whole number from {lo} to {hi}")
     return int(v)
 
-def draw(n=64,          # how many, 0 or more
-         size=64,       # side of the pictures, 16..1024 pixels
-         seed=0,        # 0 or more; another seed, other creatures
-         species=None,  # number of a species, a list of them to take in turn, or None: a random one of N_SPECIES each
-         start=0,       # number of the first creature
-        ):              # Creatures
+def draw(n:int=64,      # how many, 0 or more
+         size:int=64,   # side of the pictures, 16..1024 pixels
+         seed:int=0,    # 0 or more; another seed, other creatures
+         species:int|list|None=None, # number of a species, a list of them to take in turn, or None: a random one of N_SPECIES each
+         start:int=0,   # number of the first creature
+        )->Creatures:
     "Creatures start .. start+n-1 of a seed. Raises ValueError for numbers out of range."
     big = 2**31 - 1
     n, size, seed, start = check('n', n, 0, 10**7), check('size', size, 16, 1024), check('seed', seed, 0, big), check('start', start, 0, big)

@@ -26,7 +26,7 @@ from .prepare import fingerprint, prepare, prepare_creatures
 def to_float(
     x:torch.Tensor, # uint8, any shape
 )->torch.Tensor: # float32 in [-1, 1]
-    "The way in: pixels to network values."
+    "The way in: pixels to network values. Raises ValueError unless x is uint8."
     if x.dtype != torch.uint8: raise ValueError(f'to_float wants uint8 pixels, got {x.dtype}; they may have come through this door already')
     return x.float().div_(127.5).sub_(1)
 
@@ -34,7 +34,7 @@ def to_float(
 def to_uint8(
     x:torch.Tensor, # floats in [-1, 1], any shape
 )->torch.Tensor: # uint8 in 0..255
-    "The way out: clamp, scale, round."
+    "The way out: clamp, scale, round. Raises ValueError unless x is floating point."
     if not x.is_floating_point(): raise ValueError(f'to_uint8 wants floats in [-1, 1], got {x.dtype}')
     return x.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
@@ -166,7 +166,7 @@ def _check(**asked):
     "Raise ValueError for the first wrong value."
     for name, (value, good) in asked.items():
         if value in good: continue
-        raise ValueError(f'{name}={value!r} is unknown; choose ' + (f'{good.start} to {good.stop-1}' if isinstance(good, range) else ' or '.join(good)))
+        raise ValueError(f'{name} is {value!r}; it must be ' + (f'a whole number from {good.start} to {good.stop-1}' if isinstance(good, range) else ' or '.join(good)))
 
 # %% ../nbs/02e_data.ipynb #c031
 def _images(p): # Prepared -> Images
@@ -195,7 +195,7 @@ def load_images(
     **kaggle, # cache, backend, timeout: see `download`
 )->Images:
     "Any source as one set of clean square pictures. Raises ValueError or DownloadError, in one line."
-    _check(fit=(fit, FITS), near=(near, ('keep', 'drop')), exact=(exact, ('keep', 'drop')), size=(size, range(8, 1025)))
+    _check(fit=(fit, FITS), near=(near, ('keep', 'drop')), exact=(exact, ('keep', 'drop')), size=(size, range(16, 1025)))
     name, path = str(source), Path(str(source)).expanduser()
     how = dict(size=size, background=colour(background), fit=fit, labels=labels, near=near, exact=exact, where=where, memory=memory, progress=progress)
     if name.split(':')[0] == 'creatures': im = _images(prepare_creatures(_count(name), size, background, seed, progress))

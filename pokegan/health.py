@@ -26,7 +26,7 @@ def diversity(x:Tensor,   # (n,3,h,w) in [-1,1]
 
 # %% ../nbs/06c_health.ipynb #c010
 def diagnose(
-    diversity:float, # of fakes, as a share of the data's
+    share:float,     # diversity of fakes, as a share of the data's
     acc:float,       # share of images that D called rightly, since the last look
     finite:bool,     # no NaN or infinity in the losses, since the last look
     lo:float,        # smallest value in a batch of reals
@@ -37,8 +37,8 @@ def diagnose(
     if not finite: found['NaN'] = 'a loss is not a number any more: lower the learning rate, or train with bf16=False; see lesson 05_training'
     if lo < -1.01 or hi > 1.01 or lo > -.5:
         found['range mismatch'] = f'reals lie in [{lo:.2f}, {hi:.2f}] but G paints in [-1, 1], so D needs no more than brightness; see lesson 02e_data'
-    if finite and diversity < .35:
-        found['collapse'] = f'pictures from different latents differ by {diversity:.0%} of what real ones do; see lesson 04_losses'
+    if finite and share < .35:
+        found['collapse'] = f'pictures from different latents differ by {share:.0%} of what real ones do; see lesson 04_losses'
     if finite and acc > .995:
         found['D has won'] = f'D is right about {acc:.1%} of all images and G has little left to follow; see lesson 04_losses'
     return found

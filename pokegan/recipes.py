@@ -98,6 +98,7 @@ class Run:
         "New images. The same seed gives the same ones."
         return sample(self.G, prior(self.recipe.latent, self.recipe.nz, truncation)(n, torch.Generator().manual_seed(seed)))
 
+# %% ../nbs/15_recipes.ipynb #c024
 def load_run(folder:str|Path) -> Run:
     "Open a run folder; no generator of random numbers is touched. Raises ValueError where it is not one."
     folder = Path(folder)
@@ -117,13 +118,14 @@ def read_info(folder:Path) -> dict:
     if not known: raise ValueError(f'{folder}/run.json is of another version; open it with the pokegan that made it: {info.get("versions", {}).get("pokegan", "unknown")}')
     return info
 
-# %% ../nbs/15_recipes.ipynb #c025
+# %% ../nbs/15_recipes.ipynb #c026
 def new_folder(name:str) -> Path:
     "runs/NAME-1, or the next number that is free."
     k = 1
     while (Path('runs')/f'{name}-{k}').exists(): k += 1
     return Path('runs')/f'{name}-{k}'
 
+# %% ../nbs/15_recipes.ipynb #c027
 def train(
     name:str=DEFAULT,          # a recipe
     data:str|Images='creatures', # a source, or images
@@ -148,7 +150,7 @@ def train(
                 budget=dict(steps=steps, minutes=minutes, stop_on_trouble=stop_on_trouble, save_every=save_every))
     return go(folder, r, images, plan, seed, device, progress)
 
-# %% ../nbs/15_recipes.ipynb #c027
+# %% ../nbs/15_recipes.ipynb #c029
 def resume(
     folder:str|Path,           # of a run
     steps:int|None=None,       # a new budget, counted from the run's beginning; default the old one
@@ -167,6 +169,7 @@ def resume(
         raise ValueError(f"{folder} was trained on other images ({info['data']['source']}, fingerprint {info['data']['fingerprint']}); give those with --data")
     return go(folder, r, images, dict(recipe=asdict(r), data=info['data'], budget=budget), info['seed'], device, progress, again=True)
 
+# %% ../nbs/15_recipes.ipynb #c030
 def go(
     folder:Path, r:GANRecipe, images:Images,
     plan:dict,        # what run.json holds besides the trainer's own: recipe, data, budget
@@ -179,13 +182,13 @@ def go(
     if again: load_state(t, folder/'state.safetensors')
     folder.mkdir(parents=True, exist_ok=True)
     shown = t.nets.get('G_ema', t.nets['G'])
-    t.callbacks += [HealthCB(shown, t.prior, stop=plan['budget']['stop_on_trouble']), LoadCB(), LogCB(folder),
+    t.callbacks += [HealthCB(shown, t.prior, stop=plan['budget']['stop_on_trouble'], seed=seed), LoadCB(), LogCB(folder),
                     GridCB(folder, shown, t.prior, seed=seed), *([ProgressCB()] if progress else []),
                     CheckpointCB(folder, plan, plan['budget']['save_every']), PictureCB(folder)]
     t.fit(plan['budget']['steps'], plan['budget']['minutes'])
     return load_run(folder)
 
-# %% ../nbs/15_recipes.ipynb #c028
+# %% ../nbs/15_recipes.ipynb #c031
 def newest_folder() -> Path:
     "The run folder that was written last. Raises ValueError when there is none."
     runs = sorted(Path('runs').glob('*/run.json'), key=lambda p: p.stat().st_mtime)

@@ -156,8 +156,8 @@ def test_recipe_seed_and_round_trip():
     with pytest.raises(FrozenInstanceError): r.nz = 3
 
 def test_recipes_say_what_the_systems_say():
-    r = RECIPES
-    assert len(r) == len(DCGAN_RECIPES) and {x.batch for x in r.values()} == {64} and {x.lr for x in r.values()} == {2e-4}
+    r = {k: v for k, v in RECIPES.items() if not v.source.startswith('ours')}
+    assert len(r) == len(DCGAN_RECIPES) - 1 and {x.batch for x in r.values()} == {64} and {x.lr for x in r.values()} == {2e-4}
     assert r['dcgan-keras'].split_d and not any(x.split_d for n, x in r.items() if n != 'dcgan-keras')
     assert r['dcgan-uniform'].latent == 'uniform' and r['dcgan-uniform'].hflip
     for s in (32, 64, 128): x = r[f'dcgan-fc-{s}']; assert (x.size, x.real_target, x.fake_target, x.betas, x.nz) == (s, 0.9, 0, (0.5, 0.99), 100)

@@ -51,6 +51,7 @@ def test_lesson(path):
     assert any('image/png' in o.get('data', {}) for o in outputs), 'no figure is stored: run the lesson'
     assert path.stat().st_size <= 300*1024, f'{path.stat().st_size//1024} KB'
     assert len(prose) >= len(code)/2
+    assert all(''.join(c['source']).strip() for c in code + prose), 'an empty cell'
     text = path.read_text()
     assert 'Exercises' in text and 'References' in text
 
