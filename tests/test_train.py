@@ -139,7 +139,7 @@ def test_truncated_normal_is_exact():
 
 def test_diagnoses_name_their_lesson():
     from pathlib import Path
-    worst = diagnose(diversity=0., acc=1., finite=True, lo=0., hi=1.) | diagnose(diversity=1., acc=.5, finite=False, lo=-1., hi=1.)
+    worst = diagnose(share=0., acc=1., finite=True, lo=0., hi=1.) | diagnose(share=1., acc=.5, finite=False, lo=-1., hi=1.)
     assert set(worst) == {'collapse', 'D has won', 'range mismatch', 'NaN'}
     lessons = {p.stem for p in (Path(__file__).parent.parent/'nbs').glob('*.ipynb')}
     assert all(line.split('see lesson ')[1] in lessons for line in worst.values())
