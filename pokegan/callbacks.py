@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil, torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .data import to_image
 from .train import Callback, mix_seed

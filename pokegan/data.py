@@ -102,7 +102,7 @@ class Images:
 
     def batch(self, idx, device='cpu'): # LongTensor (b,) -> uint8 (b,3,h,w) on device
         "Some pictures by number."
-        return self.x[idx.to(self.x.device)].to(device, non_blocking=True)
+        return self.x[idx.to(self.x.device, non_blocking=True)].to(device, non_blocking=True)
 
     def to(self, device): # the same set, its pixels on device
         im = replace(self, x=self.x.to(device))

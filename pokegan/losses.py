@@ -148,7 +148,5 @@ def noisy_targets(
 )->tuple[Tensor, Tensor]: # targets (n,) for reals and (n,) for fakes: two arguments of `d_bce`
     "D's targets for one batch: smoothed, noisy, partly flipped (Salimans 2016, section 3.4, has the smoothing)."
     kw = dict(generator=generator, device=device)
-    mean = torch.tensor([[real_target], [fake_target]], device=device).expand(2, n)
-    swap, noise = torch.rand(2, n, **kw) < flip, torch.randn(2, n, **kw)
-    real, fake = torch.where(swap, mean.flip(0), mean) + std*noise
-    return real, fake
+    swap, noise = torch.rand(2, n, **kw) < flip, std*torch.randn(2, n, **kw)
+    return torch.where(swap[0], fake_target, real_target) + noise[0], torch.where(swap[1], real_target, fake_target) + noise[1]

@@ -41,7 +41,8 @@ def recipe(
 def optimiser(r:GANRecipe, net:nn.Module) -> torch.optim.Optimizer:
     "The recipe's optimiser for one network, all updates in one kernel."
     if r.opt == 'rmsprop': return torch.optim.RMSprop(net.parameters(), r.lr, weight_decay=r.weight_decay, foreach=True)
-    return torch.optim.Adam(net.parameters(), r.lr, r.betas, weight_decay=r.weight_decay, fused=True)
+    fused = next(net.parameters()).device.type in ('cpu', 'cuda')
+    return torch.optim.Adam(net.parameters(), r.lr, r.betas, weight_decay=r.weight_decay, fused=fused)
 
 def phases(r:GANRecipe, G:nn.Module, D:nn.Module) -> list:
     "The recipe's step as a list of phases."

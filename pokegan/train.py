@@ -168,7 +168,9 @@ class Trainer:
     def reals(self, draw:int) -> Tensor: # (b,3,h,w) in [-1,1]
         "The real images of this step's `draw`-th draw."
         at = ((self.step*self.draws + draw)*self.world + self.rank)*self.batch_size
-        x = to_float(self.images.batch(self.shuffle.take(at, self.batch_size), self.device))
+        idx = self.shuffle.take(at, self.batch_size)
+        if self.device.type == 'cuda': idx = idx.pin_memory()  # so that its copy need not wait
+        x = to_float(self.images.batch(idx, self.device))
         x = x.contiguous(memory_format=torch.channels_last)
         return self.augment(x, self.generator) if self.augment else x
 
