@@ -147,6 +147,7 @@ def train(
     folder = Path(run) if run else new_folder(name)
     if (folder/'run.json').exists(): raise ValueError(f'{folder} already holds a run: continue it with --resume, or name another folder')
     images = data if isinstance(data, Images) else load_images(data, r.size)
+    if progress and any(row.action == 'skip' for row in images.report.rows): print(images.report)
     plan = dict(recipe=asdict(r), data=dict(source=images.source, size=images.size, n=len(images), fingerprint=images.fingerprint),
                 budget=dict(steps=steps, minutes=minutes, stop_on_trouble=stop_on_trouble, save_every=save_every))
     return go(folder, r, images, plan, seed, device, progress)
