@@ -83,18 +83,19 @@ def compare(whole, killed):
 
 def test_state_holds_the_last_good_step_when_killed_while_writing(zygote, tmp_path):
     "Checkpoints at every step, so that most kills fall into a write; each file must still open."
-    rng, opened = random.Random(1), 0
-    for _ in range(5):
+    rng, startup = random.Random(1), 0.
+    for _ in range(6):
         pid = start(zygote, tmp_path/'run', save_every=1)
-        time.sleep(rng.uniform(.3, 1.2))
+        t0 = time.perf_counter()
+        while not (tmp_path/'run/run.json').exists(): time.sleep(.005)
+        startup = startup or time.perf_counter() - t0
+        time.sleep(max(0, startup - (time.perf_counter() - t0)) + rng.uniform(0, .3))
         try: os.kill(pid, signal.SIGKILL)
         except ProcessLookupError: pass  # the run has ended already
         zygote.stdout.readline()
-        if (tmp_path/'run/run.json').exists():
-            for name in ('state', 'last'): assert read_tensors(tmp_path/f'run/{name}.safetensors')[0]
-            assert json.loads((tmp_path/'run/run.json').read_text())['schema'] == 1
-            opened += 1
-    assert opened
+        for name in ('state', 'last'): assert read_tensors(tmp_path/f'run/{name}.safetensors')[0]
+        assert json.loads((tmp_path/'run/run.json').read_text())['schema'] == 1
+    assert read_tensors(tmp_path/'run/state.safetensors')[1]['step'] > 0
 
 
 @pytest.fixture
