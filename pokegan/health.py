@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .callbacks import draw_latents
 from .data import to_float
 from .train import Callback, mix_seed
 
@@ -73,9 +74,7 @@ class HealthCB(Callback):
     @torch.no_grad()
     def look(self, t):
         "Measure, log, and report what has lasted for `patience` looks."
-        was = self.G.training
-        fake = self.G.eval()(self.z.to(t.device)).float()
-        self.G.train(was)
+        fake = draw_latents(self.G, self.z)
         n = max(1, sum(k.endswith('acc') for k in t.logs))
         acc, finite = float(self.acc)/n/self.steps, not float(self.bad)
         t.metrics['diversity'] = round(diversity(fake)/self.real, 4)

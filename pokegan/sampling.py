@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .callbacks import draw_latents
 from .dcgan import LATENTS, one_of
 
 # %% ../nbs/14_truncation.ipynb #c011
@@ -41,15 +42,10 @@ def prior(
     return draw
 
 # %% ../nbs/14_truncation.ipynb #c018
-@torch.no_grad()
 def sample(
     G:nn.Module,    # latents (b,nz) to images (b,3,h,w)
     z:Tensor,       # (n,nz)
     batch:int=256   # images at a time
 ) -> Tensor: # (n,3,h,w) in [-1,1], on the CPU
     "Images for latents, in eval mode; G is left in the mode it was in."
-    was, device = G.training, next(G.parameters()).device
-    G.eval()
-    out = torch.cat([G(c.to(device)).float().cpu() for c in z.split(batch)])
-    G.train(was)
-    return out
+    return torch.cat([draw_latents(G, c).cpu() for c in z.split(batch)])

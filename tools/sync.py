@@ -20,8 +20,7 @@ def in_step(text: str, s) -> str:
     home = f"github.com/{s['user']}/{s['repo']}"
     text = re.sub(r'github\.com/[\w.-]+/pokegan\b', home, text)
     text = re.sub(r'colab\.research\.google\.com/github/[\w.-]+/pokegan/blob/[\w.-]+', f"colab.research.google.com/github/{s['user']}/{s['repo']}/blob/{s['branch']}", text)
-    text = re.sub(rf'({re.escape(home)})@v[\d.]+\d', rf"\1@v{s['version']}", text)
-    return re.sub(r'github\.com/([\w.-]+/[\w.-]+)\.git@', r'github.com/\1.git@', text)
+    return re.sub(rf'({re.escape(home)})@v[\d.]+\d', rf"\1@v{s['version']}", text)
 
 
 def files() -> list:
