@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAIRS', 'PAIRED', 'PENALTIES', 'full', 'bce', 'd_bce', 'g_bce', 'd_hinge', 'g_hinge', 'd_wgan', 'g_wgan',
-           'clip_weights', 'd_relativistic', 'g_relativistic', 'grad_sq', 'r1', 'r2', 'gp', 'noisy_targets']
+           'clip_weights', 'd_relativistic', 'g_relativistic', 'grad_sq', 'r1', 'r2', 'gp']
 
 # %% ../nbs/04_losses.ipynb #c012
 import torch
@@ -135,18 +135,3 @@ def gp(
 PAIRS = dict(bce=(d_bce, g_bce), hinge=(d_hinge, g_hinge), wgan=(d_wgan, g_wgan), relativistic=(d_relativistic, g_relativistic))
 PAIRED = (g_relativistic,) # called as g(fake, real); the others as g(fake)
 PENALTIES = dict(r1=r1, r2=r2, gp=gp)
-
-# %% ../nbs/04_losses.ipynb #c050
-def noisy_targets(
-    n:int, # size of the batch
-    real_target:float=1., # mean for reals
-    fake_target:float=0., # mean for fakes
-    std:float=0., # spread around the mean; drawn anew at each call
-    flip:float=0., # chance of each label, on its own, to swap sides: in [0, 1]
-    generator:torch.Generator|None=None, # source of the randomness, on the same device
-    device='cpu', # where the targets are wanted
-)->tuple[Tensor, Tensor]: # targets (n,) for reals and (n,) for fakes: two arguments of `d_bce`
-    "D's targets for one batch: smoothed, noisy, partly flipped (Salimans 2016, section 3.4, has the smoothing)."
-    kw = dict(generator=generator, device=device)
-    swap, noise = torch.rand(2, n, **kw) < flip, std*torch.randn(2, n, **kw)
-    return torch.where(swap[0], fake_target, real_target) + noise[0], torch.where(swap[1], real_target, fake_target) + noise[1]
