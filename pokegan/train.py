@@ -146,7 +146,7 @@ class Trainer:
         batch_size:int=64,     # images per draw and process
         seed:int=0,            # all randomness follows from it
         callbacks:Sequence[Callback]=(), # called in this order
-        augment:Callable|None=None, # (x, generator) -> x, applied to reals
+        augment:Callable|None=None, # (x, generator) -> x, applied to reals alone: it changes the data, and G learns that too
         device=None,           # default: the best there is
         bf16:bool|None=None,   # mixed precision; default: where the hardware has it
     ):
@@ -232,9 +232,10 @@ def logit_stats(real:Tensor, # (b,) logits of reals
 ) -> dict: # detached scalars
     "What to log of a discriminator: mean logits, and the share of images it calls rightly (logit > 0 means real)."
     real, fake = real.detach(), fake.detach()
-    return dict(real=real.mean(), fake=fake.mean(), acc=((real > 0).float().mean() + (fake <= 0).float().mean())/2)
+    acc = ((real > 0).float().mean() + (fake <= 0).float().mean())/2
+    return dict(real=real.mean(), fake=fake.mean(), acc=acc, sign=real.sign().mean())
 
-# %% ../nbs/05_training.ipynb #c027
+# %% ../nbs/05_training.ipynb #c028
 def gan_phases(
     G:nn.Module, D:nn.Module,
     opt_G:torch.optim.Optimizer, opt_D:torch.optim.Optimizer,
@@ -242,17 +243,24 @@ def gan_phases(
     g_loss:Callable,  # (fake logits) -> scalar
     d_rounds:int=1, g_rounds:int=1, # how often each player moves in one step
     after_D:Callable|None=None,     # called after each step of D
-    paired:bool=False               # g_loss takes (fake logits, real logits), as relativistic losses do
+    paired:bool=False,              # g_loss takes (fake logits, real logits), as relativistic losses do
+    augment:Callable|None=None,     # (x, generator) -> x, differentiable; on all that D sees, reals and fakes
+    penalty:Callable|None=None      # (D, x_real, x_fake, generator) -> scalar, weight included; added to D's loss
 ) -> list: # of phases
     "The two-player game: D learns to tell, then G learns to fool. Both look at the same fake batch."
     fakes = lambda b: b.once('fake', lambda: G(b.z), G)
+    seen = lambda x, b: augment(x, b.generator) if augment else x
     def D_move(b):
-        real, fake = D(b.x).float(), D(fakes(b).detach()).float()
-        return d_loss(real, fake, b.generator), logit_stats(real, fake)
-    def G_move(b): return g_loss(D(fakes(b)).float(), *([D(b.x).float()] if paired else [])), {}
+        x, x_hat = seen(b.x, b), seen(fakes(b).detach(), b)
+        real, fake = D(x).float(), D(x_hat).float()
+        loss, parts = d_loss(real, fake, b.generator), logit_stats(real, fake)
+        if penalty is None: return loss, parts
+        with torch.autocast(x.device.type, enabled=False): extra = penalty(D, x.float(), x_hat.float(), b.generator)
+        return loss + extra, parts | dict(penalty=extra.detach())
+    def G_move(b): return g_loss(D(seen(fakes(b), b)).float(), *([D(seen(b.x, b)).float()] if paired else [])), {}
     return [Phase('D', (D,), opt_D, D_move, after=after_D)]*d_rounds + [Phase('G', (G,), opt_G, G_move)]*g_rounds
 
-# %% ../nbs/05_training.ipynb #c039
+# %% ../nbs/05_training.ipynb #c040
 def split_gan_phases(
     G:nn.Module, D:nn.Module,
     opt_G:torch.optim.Optimizer, opt_D:torch.optim.Optimizer,
