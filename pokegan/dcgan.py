@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LATENTS', 'CHOICES', 'AT_LEAST_1', 'BELOW_1', 'DCGAN_RECIPES', 'normal', 'uniform', 'one_of', 'make_norm', 'up',
-           'Generator', 'init_dcgan', 'n_doublings', 'conv_generator', 'down', 'Discriminator', 'conv_discriminator',
-           'SameConv2d', 'SameConvTranspose2d', 'init_keras', 'keras_generator', 'keras_discriminator', 'GANRecipe']
+           'Generator', 'init_dcgan', 'resize_up', 'n_doublings', 'conv_generator', 'down', 'Discriminator',
+           'conv_discriminator', 'SameConv2d', 'SameConvTranspose2d', 'init_keras', 'keras_generator',
+           'keras_discriminator', 'GANRecipe']
 
 # %% ../nbs/03_dcgan.ipynb #c006
 import math
@@ -73,6 +74,11 @@ def init_dcgan(net:nn.Module, std:float=0.02)->nn.Module: # changed in place, an
     return net
 
 # %% ../nbs/03_dcgan.ipynb #c024
+def resize_up(ni:int, nf:int, norm:str='batch')->nn.Sequential: # (b,ni,h,w) -> (b,nf,2h,2w)
+    "The block without a grid: every pixel repeated 2x2, convolution k3, norm, ReLU (Odena 2016)."
+    return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(ni, nf, 3, 1, 1, bias=False), make_norm(nf, norm), nn.ReLU(inplace=True))
+
+# %% ../nbs/03_dcgan.ipynb #c028
 def n_doublings(size:int, base:int=4)->int: # from a map of side base to images of side size, px
     "Depth of a network; raises ValueError on a side that no family has."
     one_of('size', size, (16, 32, 64, 128, 256))
@@ -85,6 +91,7 @@ def conv_generator(
     norm:str='batch', # 'batch', 'group' or 'none'
     stem:str='conv', # from z to the first map: 'conv' (k4, norm, ReLU) or 'linear' (with bias, nothing after it)
     base:int=4, # side of the first map, px: 4, or with a linear stem 8
+    resize:bool=False, # enlarge with `resize_up`, and the image likewise
 )->Generator: # initialised by `init_dcgan`
     "Systems 2 and 4 with stem 'conv' (Radford 2015), system 3 with 'linear'."
     one_of('stem', stem, ('conv', 'linear'))
@@ -94,10 +101,11 @@ def conv_generator(
     first = [nn.Unflatten(1, (nz, 1, 1)), *up(nz, nfs[0], norm, 1, 0)] if conv else \
         [nn.Linear(nz, nfs[0]*base**2), nn.Unflatten(1, (nfs[0], base, base))]
     last = nn.ConvTranspose2d(ngf, 3, 4, 2, 1, bias=False) if conv else nn.Conv2d(ngf, 3, 3, 1, 1, bias=False)
-    blocks = [nn.Sequential(*first), *[up(a, b, norm) for a, b in zip(nfs, nfs[1:])], nn.Sequential(last, nn.Tanh())]
+    if resize: last = nn.Sequential(nn.Upsample(scale_factor=1 + conv), nn.Conv2d(ngf, 3, 3, 1, 1, bias=False))
+    blocks = [nn.Sequential(*first), *[(resize_up if resize else up)(a, b, norm) for a, b in zip(nfs, nfs[1:])], nn.Sequential(last, nn.Tanh())]
     return init_dcgan(Generator(blocks, nz, size))
 
-# %% ../nbs/03_dcgan.ipynb #c030
+# %% ../nbs/03_dcgan.ipynb #c034
 def down(ni:int, nf:int, norm:str='batch', same:bool=False)->nn.Sequential: # (b,ni,h,w) -> (b,nf,h/2,w/2)
     "The discriminator's block: convolution k4 s2, norm, LReLU 0.2; with `same` k3 s1, which keeps the side."
     ks, s = (3, 1) if same else (4, 2)
@@ -135,7 +143,7 @@ def conv_discriminator(
     for b in D.blocks[:-1] if sn else []: spectral_norm(b[0])
     return D
 
-# %% ../nbs/03_dcgan.ipynb #c035
+# %% ../nbs/03_dcgan.ipynb #c039
 class SameConv2d(nn.Conv2d):
     "Keras' convolution k5 s2 'same': one row and column of zeros before, two after."
     def forward(self, x): return super().forward(nn.functional.pad(x, (1, 2, 1, 2)))
@@ -152,7 +160,7 @@ def init_keras(net:nn.Module)->nn.Module: # changed in place, and returned
             if m.bias is not None: nn.init.zeros_(m.bias)
     return net
 
-# %% ../nbs/03_dcgan.ipynb #c038
+# %% ../nbs/03_dcgan.ipynb #c042
 def keras_generator(size:int=64, nz:int=128, ngf:int=64)->Generator: # initialised by `init_keras`; arguments as in `conv_generator`
     "System 1: dense stem, then transposed convolutions k5 'same', the first of stride 1; batch norm, LReLU 0.3."
     def block(conv, nf, bn=nn.BatchNorm2d): return nn.Sequential(conv, bn(nf, eps=1e-3, momentum=0.01), nn.LeakyReLU(0.3, inplace=True))
@@ -169,10 +177,10 @@ def keras_discriminator(size:int=64, ndf:int=64)->Discriminator: # initialised b
     blocks = [nn.Sequential(SameConv2d(a, b, 5, 2), nn.LeakyReLU(0.3, inplace=True), nn.Dropout(0.3)) for a, b in zip(nfs, nfs[1:])]
     return init_keras(Discriminator([*blocks, nn.Sequential(nn.Flatten(), nn.Linear(nfs[-1]*16, 1), nn.Flatten(0))], size))
 
-# %% ../nbs/03_dcgan.ipynb #c041
-CHOICES = dict(arch=('conv', 'keras'), stem=('conv', 'linear'), norm=('batch', 'group', 'none'), head=('linear', 'conv'),
-    latent=tuple(LATENTS), opt=('adam', 'rmsprop'))
-AT_LEAST_1, BELOW_1 = 'nz ngf ndf batch d_rounds g_rounds'.split(), 'betas flip ema brightness contrast'.split()
+# %% ../nbs/03_dcgan.ipynb #c045
+CHOICES = dict(arch=('conv', 'keras'), stem=('conv', 'linear'), norm=('batch', 'group', 'none'), d_norm=('', 'batch', 'group', 'none'),
+    head=('linear', 'conv'), latent=tuple(LATENTS), opt=('adam', 'rmsprop'), penalty=('', 'gp', 'r1', 'r2'))
+AT_LEAST_1, BELOW_1 = 'nz ngf ndf batch d_rounds g_rounds'.split(), 'betas flip ema brightness contrast ada'.split()
 
 @dataclass(frozen=True)
 class GANRecipe:
@@ -188,7 +196,9 @@ class GANRecipe:
     stem:str = 'conv' # G: 'conv' or 'linear'
     head:str = 'linear' # D: 'linear' or 'conv'
     base:int = 4 # side of the smallest map, px
+    resize:bool = False # G enlarges by repeating pixels, without transposed convolutions
     norm:str = 'batch' # 'batch', 'group' or 'none' ('keras' has its own)
+    d_norm:str = '' # D's own norm; '': as `norm`
     norm_first:bool = False # D normalises its first block too
     sn:bool = False # spectral norm in D
     latent:str = 'normal' # 'normal' or 'uniform'
@@ -208,7 +218,11 @@ class GANRecipe:
     hflip:bool = False # half of the reals are mirrored
     brightness:float = 0. # of reals: largest shift, as a share of the range
     contrast:float = 0. # of reals: factors from 1-c to 1+c
+    diffaug:str = '' # changes of reals and fakes alike, such as 'color+translation+cutout' (lesson 09)
+    ada:float = 0. # these changes come as often as holds D's mean sign on reals here (0.6 in the paper); 0: always
     clip:float = 0. # D's weights are held within +-clip; 0: free
+    penalty:str = '' # on D's slope: 'gp', 'r1', 'r2' or none (lesson 04)
+    penalty_weight:float = 10. # its factor
     ema:float = 0. # decay of G's moving average; 0: none
     amp:bool = True # bfloat16 where the processor has it
     epochs:int = 0 # as published, to compare
@@ -222,6 +236,8 @@ class GANRecipe:
             if k in AT_LEAST_1 and v < 1: raise ValueError(f"{k} is {v}; it must be 1 or more")
             if k in BELOW_1 and not all(0 <= b < 1 for b in (v if k == 'betas' else [v])): raise ValueError(f"{k} is {v}; it must be in [0, 1)")
             if f.type in (int, float) and not 0 <= v < math.inf: raise ValueError(f"{k} is {v}; it must be a finite number, 0 or more")
+        if self.ada and not self.diffaug: raise ValueError("ada needs something to adapt; give diffaug as well, such as 'color+translation+cutout'")
+        if self.split_d and (self.diffaug or self.penalty or self.loss != 'bce'): raise ValueError('split_d goes with bce alone, without diffaug or penalty')
         if len(self.betas) != 2: raise ValueError(f"betas is {self.betas}; it must be two numbers")
         one_of('base', self.base, (4, 8) if self.stem == 'linear' else (4,))
         n_doublings(self.size)
@@ -233,22 +249,30 @@ class GANRecipe:
                 torch.manual_seed(seed)
                 return self.networks()
         if self.arch == 'keras': return dict(G=keras_generator(self.size, self.nz, self.ngf), D=keras_discriminator(self.size, self.ndf))
-        return dict(G=conv_generator(self.size, self.nz, self.ngf, self.norm, self.stem, self.base),
-                    D=conv_discriminator(self.size, self.ndf, self.norm, self.norm_first, self.sn, self.head, self.base))
+        return dict(G=conv_generator(self.size, self.nz, self.ngf, self.norm, self.stem, self.base, self.resize),
+                    D=conv_discriminator(self.size, self.ndf, self.d_norm or self.norm, self.norm_first, self.sn, self.head, self.base))
 
-# %% ../nbs/03_dcgan.ipynb #c042
+# %% ../nbs/03_dcgan.ipynb #c046
 _fc = dict(stem='linear', real_target=0.9, betas=(0.5, 0.99), epochs=500, source='system 3: a PyTorch DCGAN with Kaggle in Colab',
     differs="z from N(0, 1), as its text says (its code: latent='uniform'); weights start from N(0, 0.02), where it names no start")
+_819 = dict(nz=128, norm_first=True, sn=True, head='conv', real_target=0.85, fake_target=0.15, target_noise=0.15, flip=0.05, betas=(0.5, 0.9))
 DCGAN_RECIPES = (
     GANRecipe('dcgan-quick', 'ours: creatures in three minutes on two CPU cores',
         'a third of the width, half the batch, five times the learning rate, and a moving average of G', nz=64, ngf=24, ndf=24, batch=32, lr=1e-3, betas=(0.5, 0.99), ema=0.995),
+    GANRecipe('dcgan-small-data', 'ours: a few hundred pictures, twenty minutes on one CPU core',
+        'dcgan-quick with adaptive DiffAugment, mirrored reals, a longer average, and no transposed convolutions',
+        nz=64, ngf=24, ndf=24, batch=32, lr=1e-3, betas=(0.5, 0.99), ema=0.998, hflip=True, diffaug='color+translation+cutout', ada=0.6, resize=True),
     GANRecipe('dcgan-keras', 'system 1: a Keras DCGAN with separate rounds', arch='keras', nz=128, split_d=True, epochs=350,
         differs='it names no batch size, optimiser or count of rounds: 64, Adam 2e-4 (0.5, 0.999), one each'),
     GANRecipe('dcgan-uniform', 'system 2: the DCGAN of the very long training', latent='uniform', hflip=True, brightness=0.1, contrast=0.1,
         differs='reals in [-1, 1], not [0, 1]; it says nothing of norm in D: batch norm on all blocks but the first'),
+    GANRecipe('wgan-clip', 'system 2: the WGAN of its code', size=128, latent='uniform', hflip=True, brightness=0.1, contrast=0.1, epochs=5000,
+        loss='wgan', opt='rmsprop', clip=0.01, d_rounds=5, differs='networks of dcgan-uniform, a block deeper; its latents and its changes of reals as well'),
+    GANRecipe('wgan-gp', 'Gulrajani et al. 2017, algorithm 1', 'networks of dcgan-uniform, without norm in D, and N(0, 1)', d_norm='none',
+        loss='wgan', penalty='gp', d_rounds=5, lr=1e-4, betas=(0., 0.9)),
     GANRecipe('dcgan-fc-32', size=32, ngf=32, ndf=32, **_fc),
     GANRecipe('dcgan-fc-64', ngf=32, ndf=32, **_fc),
     GANRecipe('dcgan-fc-128', size=128, base=8, **_fc),
-    GANRecipe('dcgan-819', 'system 4: DCGAN819', 'weights start from N(0, 0.02), where it names no start; each label flips on its own', nz=128,
-        norm_first=True, sn=True, head='conv', real_target=0.85, fake_target=0.15, target_noise=0.15, flip=0.05, betas=(0.5, 0.9)),
+    GANRecipe('dcgan-819', 'system 4: DCGAN819', 'weights start from N(0, 0.02), where it names no start; each label flips on its own', **_819),
+    GANRecipe('dcgan-14000', 'system 4: DCGAN14000', 'as dcgan-819, of which it differs in nothing but its data: 14,774 images', **_819),
 )

@@ -156,18 +156,32 @@ def test_recipe_seed_and_round_trip():
     with pytest.raises(FrozenInstanceError): r.nz = 3
 
 def test_recipes_say_what_the_systems_say():
-    r = {k: v for k, v in RECIPES.items() if not v.source.startswith('ours')}
-    assert len(r) == len(DCGAN_RECIPES) - 1 and {x.batch for x in r.values()} == {64} and {x.lr for x in r.values()} == {2e-4}
+    r = {k: v for k, v in RECIPES.items() if v.source.startswith('system')}
+    assert len(r) == len(DCGAN_RECIPES) - 3 and {x.batch for x in r.values()} == {64} and {x.lr for x in r.values()} == {2e-4}
     assert r['dcgan-keras'].split_d and not any(x.split_d for n, x in r.items() if n != 'dcgan-keras')
     assert r['dcgan-uniform'].latent == 'uniform' and r['dcgan-uniform'].hflip
     for s in (32, 64, 128): x = r[f'dcgan-fc-{s}']; assert (x.size, x.real_target, x.fake_target, x.betas, x.nz) == (s, 0.9, 0, (0.5, 0.99), 100)
     x = r['dcgan-819']
     assert (x.nz, x.betas, x.real_target, x.fake_target, x.target_noise, x.flip) == (128, (0.5, 0.9), 0.85, 0.15, 0.15, 0.05)
+    named = dict(name='', source='', differs='')
+    assert replace(r['dcgan-14000'], **named) == replace(x, **named)
+    x = r['wgan-clip']
+    assert (x.size, x.loss, x.opt, x.lr, x.clip, x.d_rounds, x.epochs, x.hflip, x.brightness, x.contrast) == (128, 'wgan', 'rmsprop', 2e-4, .01, 5, 5000, True, .1, .1)
+    x = RECIPES['wgan-gp']
+    assert (x.loss, x.penalty, x.penalty_weight, x.d_rounds, x.lr, x.betas, x.d_norm) == ('wgan', 'gp', 10, 5, 1e-4, (0, 0.9), 'none')
+    assert not any(isinstance(m, NORMS) for m in x.networks()['D'].modules())
+
+def test_resized_generator_has_no_grid_and_no_transposed_convolution():
+    nets = RECIPES['dcgan-small-data'].networks()
+    late = list(nets['G'].blocks[1:].modules())
+    assert not any(isinstance(m, nn.ConvTranspose2d) for m in late) and any(isinstance(m, nn.Upsample) for m in late)
+    for stem, base in (('conv', 4), ('linear', 4), ('linear', 8)):
+        assert conv_generator(32, 6, 8, stem=stem, base=base, resize=True)(normal(2, 6)).shape == (2, 3, 32, 32)
 
 @pytest.mark.parametrize('wrong', [
     dict(size=48), dict(size='64'), dict(size=512), dict(ngf=0), dict(nz=-1), dict(batch=0), dict(d_rounds=0), dict(flip=1.), dict(flip=-0.1),
     dict(ema=1.), dict(lr=-1.), dict(lr=float('nan')), dict(betas=(0.5, 1.)), dict(betas=(0.5,)), dict(arch='vae'), dict(latent='gauss'),
-    dict(opt='sgd'), dict(norm='layer'), dict(head='mlp'), dict(stem='fc'), dict(base=5), dict(base=8), dict(sn='yes')])
+    dict(opt='sgd'), dict(norm='layer'), dict(head='mlp'), dict(stem='fc'), dict(base=5), dict(base=8), dict(sn='yes'), dict(penalty='wgan'), dict(d_norm='layer'), dict(ada=.6)])
 def test_a_bad_value_is_one_line(wrong):
     with pytest.raises(ValueError) as e: replace(RECIPES['dcgan-819'], **wrong)
     assert '\n' not in str(e.value) and next(iter(wrong)) in str(e.value)

@@ -1,0 +1,101 @@
+"""Comparisons as a user runs them: stopped by a kill and continued, called again, called wrongly; scores that carry their card."""
+import csv, json, os, signal, subprocess, sys, time
+
+import pytest
+import torch
+
+from pokegan.compare import compare, evaluate, read_value, variant
+from pokegan.data import Images
+from pokegan.recipes import recipe, train
+
+SMALL = 'size=32,ngf=8,ndf=8,batch=16'
+MINUTES = .02
+KW = dict(minutes=MINUTES, n=64, features='random', progress=False)
+
+
+def noise(seed=0, n=96):
+    return Images(torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)), source='noise')
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+    "Two variants, two seeds, finished."
+    out = tmp_path_factory.mktemp('compare')
+    names = [f'dcgan-quick:{SMALL}', f'dcgan-819:{SMALL},flip=0']
+    return names, out, compare(names, noise(), seeds=2, out=out, **KW)
+
+
+def test_variants_are_recipes_with_changes():
+    assert variant('dcgan-819') == ('dcgan-819', {})
+    name, changes = variant('dcgan-819:real_target=0.9,betas=0/0.9,sn=no,norm=group,d_rounds=2')
+    assert recipe(name, **changes).betas == (0., .9) and changes == dict(real_target=.9, betas=(0., .9), sn=False, norm='group', d_rounds=2)
+
+
+@pytest.mark.parametrize('words, says', [('dcgan-918', 'no recipe'), ('dcgan-819:colour=red', 'colour'), ('dcgan-819:flip=often', 'float'),
+                                         ('dcgan-819:flip', 'field=value'), ('dcgan-819:sn=perhaps', 'bool'), ('dcgan-819:norm=layer', 'norm')])
+def test_wrong_variants(words, says):
+    with pytest.raises(ValueError, match=says) as e: variant(words)
+    assert '\n' not in str(e.value)
+
+
+def test_values_from_text():
+    assert read_value(bool, 'yes') is True and read_value(bool, 'False') is False and read_value(int, '3') == 3
+
+
+def test_table_has_a_row_for_each_run(done):
+    names, out, text = done
+    with open(out/'table.csv') as f: rows = list(csv.DictReader(f))
+    assert [(r['recipe'], r['seed']) for r in rows] == [(w, s) for w in names for s in '01']
+    for r in rows:
+        assert float(r['images_per_s']) > 0 and float(r['seconds']) >= 60*MINUTES and int(r['images']) > 0
+        assert 0 <= float(r['precision']) <= 1 and 0 <= float(r['recall']) <= 1 and 0 <= float(r['memorised']) <= 1
+    table = (out/'table.md').read_text()
+    assert all(w in table for w in names) and 'floor' in table and 'ceiling' in table and 'random' in table
+    assert table.strip() in str(text) or str(text).strip() in table
+    assert (out/'grids.png').stat().st_size > 1000
+
+
+def test_again_it_trains_nothing(done):
+    names, out, text = done
+    before = {p: p.stat().st_mtime_ns for p in out.rglob('last.safetensors')}
+    assert len(before) == 4
+    assert compare(names, noise(), seeds=2, out=out, **KW) == text
+    assert before == {p: p.stat().st_mtime_ns for p in out.rglob('last.safetensors')}
+    assert names[1] in compare(names[1:], noise(), seeds=1, out=out, **KW)  # part of it
+
+
+@pytest.mark.parametrize('change', [dict(data=noise(1)), dict(minutes=2*MINUTES)])
+def test_another_comparison_needs_another_folder(done, change):
+    names, out, _ = done
+    with pytest.raises(ValueError, match='another'): compare(names, **dict(data=noise(), out=out, seeds=1) | KW | change)
+
+
+def test_wrong_words_cost_nothing(tmp_path):
+    for names, kw in ((['dcgan-918'], {}), (['dcgan-819', 'dcgan-819'], {}), ([], {}), (['dcgan-819'], dict(seeds=0)), (['dcgan-819'], dict(minutes=0)),
+                      (['dcgan-819'], dict(features='resnet')), (['dcgan-819:' + SMALL], dict(n=2))):
+        with pytest.raises(ValueError) as e: compare(names, noise(), out=tmp_path/'none', **KW | kw)
+        assert '\n' not in str(e.value) and not (tmp_path/'none').exists()
+
+
+def test_scores_are_stored_with_their_card(tmp_path):
+    train('dcgan-quick', noise(), tmp_path/'run', steps=2, progress=False, size=32, ngf=8, ndf=8, batch=16)
+    scores = evaluate(tmp_path/'run', noise(), n=64, features='random')
+    stored = json.loads((tmp_path/'run/scores.json').read_text())
+    assert stored['step'] == 2 and stored['card']['extractor'].startswith('random') and stored['card']['n_fake'] == 64
+    assert evaluate(tmp_path/'run', noise(), n=64, features='random').to_dict() == scores.to_dict()
+
+
+def test_killed_and_continued(tmp_path):
+    words = [sys.executable, '-m', 'pokegan', 'compare', f'dcgan-quick:{SMALL}', f'dcgan-quick:{SMALL},lr=0.0002', '--data', 'creatures:96', '--minutes', '.05',
+             '--n', '64', '--features', 'random', '--out', 'c']
+    run = lambda: subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+    p, t0 = run(), time.time()
+    while not list(tmp_path.glob('c/*/run.json')) and time.time() - t0 < 60: time.sleep(.05)
+    time.sleep(1)  # in the middle of the first of two
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    assert not (tmp_path/'c/table.md').exists()
+    p = run()
+    out, err = p.communicate(timeout=120)
+    assert p.returncode == 0, err
+    assert 'lr=0.0002' in out and len(list(tmp_path.glob('c/*/scores.json'))) == 2 and (tmp_path/'c/table.md').exists()
