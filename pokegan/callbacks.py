@@ -131,9 +131,8 @@ def draw_latents(G:torch.nn.Module,
 ) -> Tensor: # (n,3,h,w) in [-1,1], float32, where G is
     "Pictures of latents in evaluation mode; G is left in the mode it was in."
     was = G.training
-    x = G.eval()(z.to(next(G.parameters()).device)).float()
-    G.train(was)
-    return x
+    try: return G.eval()(z.to(next(G.parameters()).device)).float()
+    finally: G.train(was)
 
 # %% ../nbs/06a_callbacks.ipynb #c021
 class GridCB(Callback):

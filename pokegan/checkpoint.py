@@ -106,7 +106,12 @@ class CheckpointCB(Callback):
         due = t.step % self.every == 0 if self.every else t.seconds - self.at >= self.seconds
         if due: self.save(t)
 
-    def after_fit(self, t): self.save(t)
+    def after_fit(self, t):
+        self.save(t)
+        if t.rank or finite(t.nets) or not (self.folder/'run.json').exists(): return
+        info = json.loads((self.folder/'run.json').read_text())  # the weights stay those of the last good step, and run.json says so
+        info |= dict(seconds=round(t.seconds, 2), stopped=t.stop or f"NaN or infinity in the networks; the files are of step {info['step']}", notes=t.notes)
+        with replacing(self.folder/'run.json') as p: p.write_text(json.dumps(info, indent=1))
 
     def save(self, t):
         if t.rank or not finite(t.nets): return  # never put broken weights over the last good ones

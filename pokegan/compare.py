@@ -8,6 +8,7 @@ __all__ = ['COLUMNS', 'real_reference', 'score_run', 'evaluate', 'variant', 'rea
 
 # %% ../nbs/15b_compare.ipynb #c003
 import csv, json, statistics
+from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from .dcgan import GANRecipe
 from .features import extractor
 from .metrics import Reference, Scores, reference, score_images
 from .recipes import Run, load_run, recipe, resume, train
-from .train import check_budget
+from .train import check_budget, pick_device
 
 # %% ../nbs/15b_compare.ipynb #c007
 def real_reference(
@@ -26,18 +27,21 @@ def real_reference(
     seed:int=0, # of the halves and the noise
     device=None # default: the best there is
 ) -> Reference:
-    "The real side of every score, looked at once; halved by species where the labels know it."
-    return reference(images.x, extractor(features, device), seed, (images.labels or {}).get('species'))
+    "The real side of every score, looked at once; halved by species where the labels know it, unless most pictures are of one."
+    groups = (images.labels or {}).get('species')
+    if groups and max(Counter(groups).values()) > len(groups)/2: groups = None
+    return reference(images.x, extractor(features, device), seed, groups)
 
 def score_run(
     run:Run,
     ref:Reference,
     n:int=1024, # how many fakes
-    seed:int=0  # of their latents
-) -> Scores:    # also stored in the folder, as scores.json
+    seed:int=0, # of their latents
+    file:str='scores.json' # where they are stored, in the run's folder
+) -> Scores:
     "Score what a run's generator draws, and leave the scores with their card beside it."
     scores = score_images(to_uint8(run.sample(n, seed)), ref)
-    with replacing(run.folder/'scores.json') as p: p.write_text(json.dumps(dict(step=run.info['step'], **scores.to_dict()), indent=1))
+    with replacing(run.folder/file) as p: p.write_text(json.dumps(dict(step=run.info['step'], **scores.to_dict()), indent=1))
     return scores
 
 def evaluate(
@@ -49,11 +53,13 @@ def evaluate(
     which:str='last',          # 'last', or 'best' by KID where that was tracked
     device=None                # default: the best there is
 ) -> Scores:
-    "Score a run. Raises ValueError where there is no run, or too few images."
+    "Score a run. Raises ValueError where there is no run, too few images, or the source now gives other ones."
     run = load_run(folder, which)
     extractor(features, device)  # a wrong name should be said before images are loaded
     images = data if isinstance(data, Images) else load_images(data or run.info['data']['source'], run.recipe.size, progress=False)
-    return score_run(run, real_reference(images, features, seed, device), n, seed)
+    if data is None and images.fingerprint != run.info['data']['fingerprint']:
+        raise ValueError(f"{folder} was trained on other images than {run.info['data']['source']} gives now; name the real images with --data")
+    return score_run(run, real_reference(images, features, seed, device), n, seed, 'scores.json' if which == 'last' else f'scores-{which}.json')
 
 # %% ../nbs/15b_compare.ipynb #c013
 def variant(
@@ -86,23 +92,26 @@ def train_or_load(
     "The finished run of an earlier call, the rest of a stopped one, or a new one. Raises ValueError on a run of another comparison."
     name, changes = variant(words)
     changes['size'] = images.size
-    if not (folder/'run.json').exists(): return train(name, images, folder, minutes=minutes, seed=seed, device=device, progress=progress, **changes)
-    run = load_run(folder)
-    bare = lambda r: replace(r, source='', differs='')
-    for what, was, now in (('data', run.info['data']['fingerprint'], images.fingerprint), ('recipe', bare(run.recipe), bare(recipe(name, **changes))),
-                           ('budget', run.info['budget']['minutes'], minutes), ('seed', run.info['seed'], seed)):
-        if was != now: raise ValueError(f'{folder} was trained with another {what}; name another --out, or compare as before')
-    if run.info['seconds'] >= 60*minutes or (folder/'scores.json').exists(): return run
-    return resume(folder, minutes=minutes, data=images, device=device, progress=progress)
+    if not (folder/'run.json').exists(): run = train(name, images, folder, minutes=minutes, seed=seed, device=device, progress=progress, **changes)
+    else:
+        run = load_run(folder)
+        bare = lambda r: replace(r, source='', differs='')
+        for what, was, now in (('data', run.info['data']['fingerprint'], images.fingerprint), ('recipe', bare(run.recipe), bare(recipe(name, **changes))),
+                               ('budget', run.info['budget']['minutes'], minutes), ('seed', run.info['seed'], seed), ('device', run.info['device'], str(pick_device(device)))):
+            if was != now: raise ValueError(f'{folder} was trained with another {what}; name another --out, or compare as before')
+        if run.info['seconds'] >= 60*minutes: return run
+        run = resume(folder, minutes=minutes, data=images, device=device, progress=progress)
+    if run.info['stopped'] == 'interrupted': raise KeyboardInterrupt
+    return run
 
 # %% ../nbs/15b_compare.ipynb #c019
-COLUMNS = 'recipe seed kid kid_se fid precision recall memorised step images images_per_s seconds'.split()
+COLUMNS = 'recipe seed kid kid_se fid precision recall memorised step images images_per_s seconds stopped'.split()
 
 def as_row(words:str, run:Run, scores:Scores) -> dict: # a row of table.csv
     "What one run is worth, and what it cost. KID is times 1000, shares are from 0 to 1."
     info, value = run.info, {k: scores[k].value for k in ('fid', 'precision', 'recall', 'memorised')}
     return dict(recipe=words, seed=info['seed'], kid=1000*scores['kid'].value, kid_se=1000*scores['kid'].se, **value, step=info['step'],
-                images=info['images'], images_per_s=info['images']/info['seconds'], seconds=info['seconds'])
+                images=info['images'], images_per_s=info['images']/max(info['seconds'], 1e-9), seconds=info['seconds'], stopped=info['stopped'])
 
 def mean_se(rows:list, key:str) -> tuple: # (mean, standard error)
     "Over seeds; with one seed, the error of KID over subsets of the pictures."
@@ -121,7 +130,8 @@ def as_table(
     for w, own in sorted(by.items(), key=lambda kv: mean_se(kv[1], 'kid')[0]):
         kid, se = mean_se(own, 'kid')
         fid, p, r, m, seen, speed, seconds = (mean_se(own, k)[0] for k in 'fid precision recall memorised images images_per_s seconds'.split())
-        lines.append(f'| {w} | {kid:.1f} ± {se:.1f} | {fid:.1f} | {p:.2f} | {r:.2f} | {m:.1%} | {seen:,.0f} | {speed:.0f} | {seconds:.0f} |')
+        broken = ' (broken off)' if any(r['stopped'] for r in own) else ''
+        lines.append(f'| {w}{broken} | {kid:.1f} ± {se:.1f} | {fid:.1f} | {p:.2f} | {r:.2f} | {m:.1%} | {seen:,.0f} | {speed:.0f} | {seconds:.0f} |')
     for k, name in (('floor', 'floor: real against real'), ('ceiling', 'ceiling: noise')):
         kid, fid, p, r, m = (getattr(scores[c], k) for c in 'kid fid precision recall memorised'.split())
         lines.append(f'| {name} | {1000*kid:.1f} | {fid:.1f} | {p:.2f} | {r:.2f} | {m:.1%} | | | |')
@@ -151,7 +161,9 @@ def plan(names:list, minutes:float, seeds:int, size:int|None) -> int: # the size
     if seeds < 1: raise ValueError(f'seeds is {seeds}; it must be 1 or more')
     check_budget(None, minutes)
     size = size or recipe(variant(names[0])[0], **variant(names[0])[1]).size
-    for w in names: recipe(variant(w)[0], **variant(w)[1] | dict(size=size))
+    for w in names:
+        if variant(w)[1].get('size', size) != size: raise ValueError(f'{w}: all are compared at one size, here {size} px; give it with --size')
+        recipe(variant(w)[0], **variant(w)[1] | dict(size=size))
     return size
 
 def compare(
@@ -167,7 +179,7 @@ def compare(
     progress:bool=True         # show bars
 ) -> str: # the table
     "Train each for the same time on the same images, and score them alike. What is finished already is not done again."
-    size, out = plan(names, minutes, seeds, size), Path(out)
+    size, out = plan(names, minutes, seeds, data.size if isinstance(data, Images) else size), Path(out)
     if n < 16: raise ValueError(f'n is {n}; score at least 16 images, better 1024')
     extractor(features, device)
     images = data if isinstance(data, Images) else load_images(data, size, progress=progress)
@@ -176,12 +188,11 @@ def compare(
     for seed in range(seeds):
         for w in names:
             run = train_or_load(out/f"{w.replace(':', '+').replace('/', '_')}-{seed}", w, images, minutes, seed, device, progress)
-            if run.info['stopped'] == 'interrupted': raise KeyboardInterrupt
             scores = load_scores(run, ref, n) or score_run(run, ref, n)
             rows.append(as_row(w, run, scores))
             first.setdefault(w, (run, scores))
     rows.sort(key=lambda r: (names.index(r['recipe']), r['seed']))
-    about = (f"{minutes:.3g} minutes of training each, on {len(images):,} images of {size} px; {seeds} seed{'s' if seeds > 1 else ''}, "
+    about = (f"{minutes:.3g} minutes of training each on {next(iter(first.values()))[0].info['device']}, on {len(images):,} images of {size} px; {seeds} seed{'s' if seeds > 1 else ''}, "
              f"± is the standard error {'over seeds' if seeds > 1 else 'of KID over subsets of the pictures'}; memorised means nearer to a training picture than 95% of real pictures are.")
     return write_results(out, rows, first, about)
 

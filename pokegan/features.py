@@ -174,7 +174,7 @@ def features(
     "Features of many pictures, in eval mode and full precision. Raises ValueError unless x is a batch of finite RGB pictures."
     if x.ndim != 4 or x.shape[1] != 3 or not len(x): raise ValueError(f'pictures are (n,3,h,w), at least one; got {tuple(x.shape)}')
     _own(extract)
-    device = next(extract.parameters()).device if isinstance(extract, nn.Module) else x.device
+    device = next((p.device for p in extract.parameters()), x.device) if isinstance(extract, nn.Module) else x.device
     training, out = getattr(extract, 'training', False), []
     if training: extract.eval()
     with torch.autocast(device.type, enabled=False):

@@ -121,10 +121,10 @@ def load_run(
     r = GANRecipe(**info['recipe'])
     one_of('which', which, ('last', 'best'))
     if which == 'best' and not (folder/'best.safetensors').exists(): raise ValueError(f'{folder} has no best.safetensors; train with --track effnet-lite0 to keep it')
-    tensors, _ = read_tensors(folder/f'{which}.safetensors')
+    tensors, meta = read_tensors(folder/f'{which}.safetensors')
     G = r.networks(seed=0)['G']
     G.load_state_dict(unflatten(tensors, 'G_ema') or unflatten(tensors, 'G'))
-    return Run(folder, info, r, G.eval())
+    return Run(folder, info | dict(step=int(meta['step'])), r, G.eval())
 
 def read_info(folder:Path) -> dict:
     "run.json of a run folder. Raises ValueError where it is missing, cannot be read, or was written by something else."

@@ -89,14 +89,14 @@ class KIDCB(Callback):
         if t.rank: return
         if not self.curve and not self.best and not t.stop:  # too short a run for its share: measured once, now that training is over
             if not self.ref: self.look_at_reals(t)
-            self.measure(t)
+            with self.pace.take(t.device): self.measure(t)
         if self.best: _say(t, 'best KID', f"x1000 {1000*self.best['kid']:.2f} ± {1000*self.best['se']:.2f} at step {self.best['step']}; "
                           f'{len(self.curve)} looks, {self.pace.spent/max(t.seconds - self.began, 1e-9):.1%} of the time')
 
 # %% ../nbs/08e_tracking.ipynb #c015
 def _say(t, name:str, text:str): # trainer, first words, the rest
     "A line for run.json that replaces the last one of that name."
-    t.notes[:] = [*(s for s in t.notes if not s.startswith(name)), f'{name}: {text}']
+    t.notes[:] = [*(s for s in t.notes if not s.startswith(name + ":")), f'{name}: {text}']
 
 def _try_out(self:KIDCB, t)->float:
     "What do a few pictures cost here?"

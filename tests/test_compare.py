@@ -72,7 +72,7 @@ def test_another_comparison_needs_another_folder(done, change):
 
 def test_wrong_words_cost_nothing(tmp_path):
     for names, kw in ((['dcgan-918'], {}), (['dcgan-819', 'dcgan-819'], {}), ([], {}), (['dcgan-819'], dict(seeds=0)), (['dcgan-819'], dict(minutes=0)),
-                      (['dcgan-819'], dict(features='resnet')), (['dcgan-819:' + SMALL], dict(n=2))):
+                      (['dcgan-819'], dict(features='resnet')), (['dcgan-819', 'dcgan-quick:size=64'], {}), (['dcgan-819:' + SMALL], dict(n=2))):
         with pytest.raises(ValueError) as e: compare(names, noise(), out=tmp_path/'none', **KW | kw)
         assert '\n' not in str(e.value) and not (tmp_path/'none').exists()
 
@@ -83,6 +83,38 @@ def test_scores_are_stored_with_their_card(tmp_path):
     stored = json.loads((tmp_path/'run/scores.json').read_text())
     assert stored['step'] == 2 and stored['card']['extractor'].startswith('random') and stored['card']['n_fake'] == 64
     assert evaluate(tmp_path/'run', noise(), n=64, features='random').to_dict() == scores.to_dict()
+
+
+def test_other_images_than_those_of_the_run_are_not_scored_silently(tmp_path):
+    train('dcgan-quick', 'creatures:40', tmp_path/'run', steps=1, progress=False, size=32, ngf=8, ndf=8, batch=16)
+    evaluate(tmp_path/'run', n=32, features='random')
+    info = json.loads((tmp_path/'run/run.json').read_text())
+    info['data']['source'] = 'creatures:41'
+    (tmp_path/'run/run.json').write_text(json.dumps(info))
+    with pytest.raises(ValueError, match='other images'): evaluate(tmp_path/'run', n=32, features='random')
+
+
+def test_a_run_that_breaks_is_marked_and_not_repeated(tmp_path):
+    names = [f'dcgan-quick:{SMALL},lr=1e30']
+    table = compare(names, noise(), out=tmp_path/'c', **KW)
+    assert '(broken off)' in table
+    run = next((tmp_path/'c').glob('*/run.json'))
+    before = run.stat().st_mtime_ns
+    assert 'NaN' in json.loads(run.read_text())['stopped']
+    assert compare(names, noise(), out=tmp_path/'c', **KW) == table and run.stat().st_mtime_ns == before
+
+
+def test_an_evaluated_half_is_finished_not_taken_for_whole(tmp_path):
+    w = f'dcgan-quick:{SMALL}'
+    changes = variant(w)[1]
+    train('dcgan-quick', noise(), tmp_path/'c'/f"{w.replace(':', '+')}-0", minutes=MINUTES/4, progress=False, **changes)
+    half = next((tmp_path/'c').glob('*/run.json'))
+    info = json.loads(half.read_text())
+    info['budget']['minutes'] = MINUTES  # as if it had been killed on the way
+    half.write_text(json.dumps(info))
+    evaluate(half.parent, noise(), n=64, features='random')
+    compare([w], noise(), out=tmp_path/'c', **KW)
+    assert json.loads(half.read_text())['seconds'] >= 60*MINUTES
 
 
 def test_killed_and_continued(tmp_path):
