@@ -9,6 +9,7 @@ __all__ = ['COLUMNS', 'real_reference', 'score_run', 'evaluate', 'variant', 'rea
 # %% ../nbs/15b_compare.ipynb #c003
 import csv, json, statistics
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -23,14 +24,13 @@ from .train import check_budget, pick_device
 # %% ../nbs/15b_compare.ipynb #c007
 def real_reference(
     images:Images,
-    features:str='effnet-lite0', # the extractor, as in lesson 08a
-    seed:int=0, # of the halves and the noise
-    device=None # default: the best there is
+    extract:Callable, # from `extractor`
+    seed:int=0 # of the halves and the noise
 ) -> Reference:
     "The real side of every score, looked at once; halved by species where the labels know it, unless most pictures are of one."
     groups = (images.labels or {}).get('species')
     if groups and max(Counter(groups).values()) > len(groups)/2: groups = None
-    return reference(images.x, extractor(features, device), seed, groups)
+    return reference(images.x, extract, seed, groups)
 
 def score_run(
     run:Run,
@@ -55,11 +55,11 @@ def evaluate(
 ) -> Scores:
     "Score a run. Raises ValueError where there is no run, too few images, or the source now gives other ones."
     run = load_run(folder, which)
-    extractor(features, device)  # a wrong name should be said before images are loaded
+    extract = extractor(features, device)  # a wrong name should be said before images are loaded
     images = data if isinstance(data, Images) else load_images(data or run.info['data']['source'], run.recipe.size, progress=False)
     if data is None and images.fingerprint != run.info['data']['fingerprint']:
         raise ValueError(f"{folder} was trained on other images than {run.info['data']['source']} gives now; name the real images with --data")
-    return score_run(run, real_reference(images, features, seed, device), n, seed, 'scores.json' if which == 'last' else f'scores-{which}.json')
+    return score_run(run, real_reference(images, extract, seed), n, seed, 'scores.json' if which == 'last' else f'scores-{which}.json')
 
 # %% ../nbs/15b_compare.ipynb #c013
 def variant(
@@ -160,10 +160,12 @@ def plan(names:list, minutes:float, seeds:int, size:int|None) -> int: # the size
     if len(set(names)) < len(names): raise ValueError('a recipe is named twice; for several runs of one, use --seeds')
     if seeds < 1: raise ValueError(f'seeds is {seeds}; it must be 1 or more')
     check_budget(None, minutes)
-    size = size or recipe(variant(names[0])[0], **variant(names[0])[1]).size
-    for w in names:
-        if variant(w)[1].get('size', size) != size: raise ValueError(f'{w}: all are compared at one size, here {size} px; give it with --size')
-        recipe(variant(w)[0], **variant(w)[1] | dict(size=size))
+    parsed = {w: variant(w) for w in names}
+    first, changes = parsed[names[0]]
+    size = size or recipe(first, **changes).size
+    for w, (name, changes) in parsed.items():
+        if changes.get('size', size) != size: raise ValueError(f'{w}: all are compared at one size, here {size} px; give it with --size')
+        recipe(name, **changes | dict(size=size))
     return size
 
 def compare(
@@ -181,10 +183,10 @@ def compare(
     "Train each for the same time on the same images, and score them alike. What is finished already is not done again."
     size, out = plan(names, minutes, seeds, data.size if isinstance(data, Images) else size), Path(out)
     if n < 16: raise ValueError(f'n is {n}; score at least 16 images, better 1024')
-    extractor(features, device)
+    extract = extractor(features, device)
     images = data if isinstance(data, Images) else load_images(data, size, progress=progress)
     if progress: print(images.report)
-    ref, rows, first = real_reference(images, features, 0, device), [], {}
+    ref, rows, first = real_reference(images, extract), [], {}
     for seed in range(seeds):
         for w in names:
             run = train_or_load(out/f"{w.replace(':', '+').replace('/', '_')}-{seed}", w, images, minutes, seed, device, progress)
