@@ -6,7 +6,7 @@
 __all__ = ['LATENTS', 'CHOICES', 'AT_LEAST_1', 'BELOW_1', 'DCGAN_RECIPES', 'normal', 'uniform', 'one_of', 'make_norm', 'up',
            'Generator', 'init_dcgan', 'resize_up', 'n_doublings', 'conv_generator', 'down', 'Discriminator',
            'conv_discriminator', 'SameConv2d', 'SameConvTranspose2d', 'init_keras', 'keras_generator',
-           'keras_discriminator', 'GANRecipe']
+           'keras_discriminator', 'check_fields', 'seeded', 'GANRecipe']
 
 # %% ../nbs/03_dcgan.ipynb #c006
 import math
@@ -182,6 +182,24 @@ CHOICES = dict(arch=('conv', 'keras'), stem=('conv', 'linear'), norm=('batch', '
     head=('linear', 'conv'), latent=tuple(LATENTS), opt=('adam', 'rmsprop'), penalty=('', 'gp', 'r1', 'r2'))
 AT_LEAST_1, BELOW_1 = 'nz ngf ndf batch d_rounds g_rounds'.split(), 'betas flip ema brightness contrast ada'.split()
 
+def check_fields(recipe): # a frozen dataclass of plain values
+    "Makes `betas` a tuple, as JSON has none; raises ValueError, one line, on the first field of a wrong type or out of its range."
+    object.__setattr__(recipe, 'betas', tuple(recipe.betas))
+    for f in fields(recipe):
+        k, v = f.name, getattr(recipe, f.name)
+        if not isinstance(v, (int, float) if f.type is float else f.type): raise ValueError(f"{k} is {v!r}; it must be of type {f.type.__name__}")
+        if k in CHOICES: one_of(k, v, CHOICES[k])
+        if k in AT_LEAST_1 and v < 1: raise ValueError(f"{k} is {v}; it must be 1 or more")
+        if k in BELOW_1 and not all(0 <= b < 1 for b in (v if k == 'betas' else [v])): raise ValueError(f"{k} is {v}; it must be in [0, 1)")
+        if f.type in (int, float) and not 0 <= v < math.inf: raise ValueError(f"{k} is {v}; it must be a finite number, 0 or more")
+    if len(recipe.betas) != 2: raise ValueError(f"betas is {recipe.betas}; it must be two numbers")
+
+def seeded(seed:int, make): # whatever `make()` returns
+    "Call with the CPU's global generator at this seed, and put it back afterwards."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
 @dataclass(frozen=True)
 class GANRecipe:
     "All that the training of one GAN is made of, as plain values; raises ValueError on a value that cannot work."
@@ -228,26 +246,15 @@ class GANRecipe:
     epochs:int = 0 # as published, to compare
 
     def __post_init__(self):
-        object.__setattr__(self, 'betas', tuple(self.betas))
-        for f in fields(self):
-            k, v = f.name, getattr(self, f.name)
-            if not isinstance(v, (int, float) if f.type is float else f.type): raise ValueError(f"{k} is {v!r}; it must be of type {f.type.__name__}")
-            if k in CHOICES: one_of(k, v, CHOICES[k])
-            if k in AT_LEAST_1 and v < 1: raise ValueError(f"{k} is {v}; it must be 1 or more")
-            if k in BELOW_1 and not all(0 <= b < 1 for b in (v if k == 'betas' else [v])): raise ValueError(f"{k} is {v}; it must be in [0, 1)")
-            if f.type in (int, float) and not 0 <= v < math.inf: raise ValueError(f"{k} is {v}; it must be a finite number, 0 or more")
+        check_fields(self)
         if self.ada and not self.diffaug: raise ValueError("ada needs something to adapt; give diffaug as well, such as 'color+translation+cutout'")
         if self.split_d and (self.diffaug or self.penalty or self.loss != 'bce'): raise ValueError('split_d goes with bce alone, without diffaug or penalty')
-        if len(self.betas) != 2: raise ValueError(f"betas is {self.betas}; it must be two numbers")
         one_of('base', self.base, (4, 8) if self.stem == 'linear' else (4,))
         n_doublings(self.size)
 
     def networks(self, seed:int|None=None)->dict: # G and D on the CPU; with a seed the global generator is left alone
         "New networks of this recipe, by the names that checkpoints use."
-        if seed is not None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                return self.networks()
+        if seed is not None: return seeded(seed, self.networks)
         if self.arch == 'keras': return dict(G=keras_generator(self.size, self.nz, self.ngf), D=keras_discriminator(self.size, self.ndf))
         return dict(G=conv_generator(self.size, self.nz, self.ngf, self.norm, self.stem, self.base, self.resize),
                     D=conv_discriminator(self.size, self.ndf, self.d_norm or self.norm, self.norm_first, self.sn, self.head, self.base))

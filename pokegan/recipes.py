@@ -26,7 +26,7 @@ from .losses import PAIRED, PAIRS, PENALTIES, bce, clip_weights
 from .sampling import prior, sample
 from .smoothing import noisy_targets
 from .tracking import KIDCB
-from .train import Trainer, check_budget, gan_phases, pick_device, split_gan_phases
+from .train import Trainer, adam, check_budget, gan_phases, pick_device, split_gan_phases
 
 # %% ../nbs/15a_recipes.ipynb #c007
 RECIPES = {r.name: r for r in DCGAN_RECIPES}
@@ -46,8 +46,7 @@ def recipe(
 def optimiser(r:GANRecipe, net:nn.Module) -> torch.optim.Optimizer:
     "The recipe's optimiser for one network, all updates in one kernel."
     if r.opt == 'rmsprop': return torch.optim.RMSprop(net.parameters(), r.lr, weight_decay=r.weight_decay, foreach=True)
-    fused = next(net.parameters()).device.type in ('cpu', 'cuda')
-    return torch.optim.Adam(net.parameters(), r.lr, r.betas, weight_decay=r.weight_decay, fused=fused)
+    return adam(net, lr=r.lr, betas=r.betas, weight_decay=r.weight_decay)
 
 def phases(r:GANRecipe, G:nn.Module, D:nn.Module,
            augment:Callable|None=None # (x, generator) -> x, before D, on reals and fakes alike

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Phase', 'mix_seed', 'Shuffle', 'learning', 'Batch', 'pick_device', 'has_bf16', 'check_budget', 'Callback', 'Trainer',
-           'logit_stats', 'gan_phases', 'split_gan_phases']
+           'adam', 'logit_stats', 'gan_phases', 'split_gan_phases']
 
 # %% ../nbs/05_training.ipynb #c003
 import os, pathlib, time
@@ -96,8 +96,12 @@ class Batch:
         return self.memo[key][0]
 
     @property
+    def idx(self) -> Tensor: # (b,) which images x are: their labels stand at the same places
+        return self.once('idx', lambda: self.t.indices(self.draw))
+
+    @property
     def x(self) -> Tensor: # (b,3,h,w) in [-1,1]
-        return self.once('x', lambda: self.t.reals(self.draw))
+        return self.once('x', lambda: self.t.reals(self.idx))
 
     @property
     def z(self) -> Tensor: # (b,nz)
@@ -165,11 +169,14 @@ class Trainer:
     @property
     def images_seen(self) -> int: return self.step*self.draws*self.batch_size*self.world
 
-    def reals(self, draw:int) -> Tensor: # (b,3,h,w) in [-1,1]
-        "The real images of this step's `draw`-th draw."
+    def indices(self, draw:int) -> Tensor: # (b,) int64, on the CPU
+        "Which images this step's `draw`-th draw takes."
         at = ((self.step*self.draws + draw)*self.world + self.rank)*self.batch_size
         idx = self.shuffle.take(at, self.batch_size)
-        if self.device.type == 'cuda': idx = idx.pin_memory()  # so that its copy need not wait
+        return idx.pin_memory() if self.device.type == 'cuda' else idx  # so that its copy need not wait
+
+    def reals(self, idx:Tensor) -> Tensor: # (b,3,h,w) in [-1,1]
+        "These real images, on the device."
         x = to_float(self.images.batch(idx, self.device))
         x = x.contiguous(memory_format=torch.channels_last)
         return self.augment(x, self.generator) if self.augment else x
@@ -227,6 +234,13 @@ class Trainer:
         return max(self.step/self.steps if self.steps else 0., self.seconds/(self.minutes*60) if self.minutes else 0.)
 
 # %% ../nbs/05_training.ipynb #c026
+def adam(*nets:nn.Module, # already on their device
+         lr:float=2e-4, betas:tuple=(0.5, 0.999), weight_decay:float=0.
+) -> torch.optim.Adam:
+    "Adam over the parameters of all `nets`, its whole update in one kernel where the device has one."
+    params = [p for net in nets for p in net.parameters()]
+    return torch.optim.Adam(params, lr, betas, weight_decay=weight_decay, fused=params[0].device.type in ('cpu', 'cuda'))
+
 def logit_stats(real:Tensor, # (b,) logits of reals
                 fake:Tensor  # (b,) logits of fakes
 ) -> dict: # detached scalars
