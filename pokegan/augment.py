@@ -23,11 +23,12 @@ class HeldOutCB(Callback):
     "Does D know creatures, or these creatures? Its mean logits of training pictures (seen/real) and of others (unseen/real), into the log."
     def __init__(self,
         unseen:Images,  # real pictures that are not trained with
-        every:int=100,  # steps between looks
+        every:int=100,  # steps between looks, best a multiple of those between rows of the log
         n:int=128       # pictures of each kind, spread evenly over the set
     ): self.unseen, self.every, self.n = unseen, every, n
 
     def after_step(self, t):
+        for k in ('seen/real', 'unseen/real'): t.metrics.pop(k, None)  # so that the log has them at the step where they were measured
         if t.step % self.every: return
         D = copy.deepcopy(t.nets['D'])
         t.metrics |= {'seen/real': self.mean_logit(t, D, t.images), 'unseen/real': self.mean_logit(t, D, self.unseen)}

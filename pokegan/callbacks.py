@@ -174,7 +174,7 @@ def make_gif(folder:str|Path,  # a run folder with samples/*.png
     return Path(folder)/'progress.gif'
 
 # %% ../nbs/06a_callbacks.ipynb #c026
-PANELS = {'losses': ('loss',), 'logits of D': ('real', 'fake'), 'D is right, diversity': ('acc', 'diversity'),
+PANELS = {'losses': ('loss',), 'KID': ('kid',), 'logits of D': ('real', 'fake'), 'D is right, diversity': ('acc', 'diversity'),
           'system load (%)': ('cpu', 'gpu'), 'memory (GiB)': ('ram', 'vram')}
 
 def plot_log(rows:list, # as read_log returns them

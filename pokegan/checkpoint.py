@@ -107,14 +107,13 @@ class CheckpointCB(Callback):
         if due: self.save(t)
 
     def after_fit(self, t):
-        self.save(t)
-        if t.rank or finite(t.nets) or not (self.folder/'run.json').exists(): return
+        if self.save(t) or t.rank or not (self.folder/'run.json').exists(): return
         info = json.loads((self.folder/'run.json').read_text())  # the weights stay those of the last good step, and run.json says so
         info |= dict(seconds=round(t.seconds, 2), stopped=t.stop or f"NaN or infinity in the networks; the files are of step {info['step']}", notes=t.notes)
         with replacing(self.folder/'run.json') as p: p.write_text(json.dumps(info, indent=1))
 
-    def save(self, t):
-        if t.rank or not finite(t.nets): return  # never put broken weights over the last good ones
+    def save(self, t) -> bool: # were they written?
+        if t.rank or not finite(t.nets): return False  # never put broken weights over the last good ones
         t.call('before_save')
         save_state(t, self.folder/'state.safetensors')
         write_tensors(self.folder/'last.safetensors', flatten(t.nets), step=t.step)
@@ -122,6 +121,7 @@ class CheckpointCB(Callback):
                     device=str(t.device), bf16=t.bf16, stopped=t.stop, notes=t.notes, versions=versions())
         with replacing(self.folder/'run.json') as p: p.write_text(json.dumps(info, indent=1))
         self.at = t.seconds
+        return True
 
 # %% ../nbs/06b_checkpoint.ipynb #c024
 class EMACB(Callback):

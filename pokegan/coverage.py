@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .data import Images, to_float
 from .features import Extractor, features
-from .prepare import fingerprint
+from .prepare import fingerprint, laid_on
 
 # %% ../nbs/08d_coverage.ipynb #c005
 def herd(
@@ -29,9 +29,7 @@ def herd(
     "Creatures of chosen species as a labelled set. Raises ValueError for numbers out of range."
     from pokegan.creatures import draw
     c = draw(n, size, seed, species, start)
-    a = c.rgba[..., 3:].astype(np.uint16)
-    x = ((c.rgba[..., :3]*a + 255*(255-a) + 127)//255).astype(np.uint8).transpose(0, 3, 1, 2)
-    return Images(torch.from_numpy(np.ascontiguousarray(x)), c.labels, source=f'herd of {n} creatures, seed {seed}')
+    return Images(torch.from_numpy(np.ascontiguousarray(laid_on(c.rgba, (255, 255, 255)))), c.labels, source=f'herd of {n} creatures, seed {seed}')
 
 # %% ../nbs/08d_coverage.ipynb #c009
 def small_net(

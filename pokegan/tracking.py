@@ -20,7 +20,7 @@ from .checkpoint import finite, flatten, read_tensors, write_tensors
 from .data import Images
 from .distances import kid
 from .features import features
-from .metrics import Card, reference
+from .metrics import Card, real_reference
 from .train import Callback, mix_seed
 
 # %% ../nbs/08e_tracking.ipynb #c009
@@ -107,10 +107,7 @@ def _try_out(self:KIDCB, t)->float:
 
 def _look_at_reals(self:KIDCB, t)->float:
     "Features of the reals and of noise, floor, ceiling, and the card."
-    how = dict(extract=self.extract, seed=self.seed, limit=self.n, data=self.images.fingerprint)
-    try: self.ref = reference(self.images.x, groups=self.images.labels.get('species'), **how)
-    except ValueError: self.ref = reference(self.images.x, **how)  # species of too uneven sizes: halves by picture
-    ref = self.ref
+    ref = self.ref = real_reference(self.images, self.extract, self.seed, self.n)
     a, b = ref.parts
     self.floor, self.ceiling = kid(ref.real[a], ref.real[b])[0], kid(ref.noise, ref.real)[0]
     self.card = asdict(Card(n_fake=self.n, n=min(len(a), len(b)), **ref.card))
