@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PANELS', 'replacing', 'start_copy', 'LogCB', 'write_log', 'read_log', 'LoadCB', 'save_png', 'draw_latents', 'GridCB',
-           'make_gif', 'plot_log', 'PictureCB', 'ProgressCB']
+           'write_gif', 'make_gif', 'plot_log', 'PictureCB', 'ProgressCB']
 
 # %% ../nbs/06a_callbacks.ipynb #c003
 import csv, errno, os
@@ -150,7 +150,7 @@ class GridCB(Callback):
 
     def before_fit(self, t):
         for p in self.folder.glob('*.png'):
-            if int(p.stem) > t.step: p.unlink()
+            if int(p.stem) > t.step and t.rank == 0: p.unlink()
         self.drawn = int(t.progress()*self.frames) if t.step else -1
 
     def after_step(self, t):
@@ -159,22 +159,29 @@ class GridCB(Callback):
     def after_fit(self, t): self.save(t)
 
 # %% ../nbs/06a_callbacks.ipynb #c023
+def write_gif(frames:list,      # of PIL images
+              path:str|Path,    # of the file
+              seconds:float=8., # length of one loop
+              palette:int=64    # colours
+): # the last frame stays for a second
+    "One animation, replaced whole."
+    first, *rest = [f.quantize(palette) for f in frames]
+    ms = [max(20, int(1000*seconds/len(frames)))]*len(rest) + [1000]
+    with replacing(path) as p: first.save(p, 'GIF', save_all=True, append_images=rest, duration=ms, loop=0)
+
 def make_gif(folder:str|Path,  # a run folder with samples/*.png
              frames:int=48,    # at most so many, evenly thinned
              seconds:float=8., # length of one loop
 ) -> Path: # progress.gif
-    "Join the sample grids to one animation; the last frame stays for a second. Raises ValueError when there are none."
+    "Join the sample grids to one animation. Raises ValueError when there are none."
     paths = sorted((Path(folder)/'samples').glob('*.png'))
     if not paths: raise ValueError(f'{folder} has no samples/*.png to join: train first')
     keep = sorted({round(i*(len(paths)-1)/max(1, frames-1)) for i in range(frames)})
-    first, *rest = [Image.open(paths[i]).quantize(64) for i in keep if i < len(paths)]
-    ms = [max(20, int(1000*seconds/len(keep)))]*len(rest) + [1000]
-    with replacing(Path(folder)/'progress.gif') as p:
-        first.save(p, 'GIF', save_all=True, append_images=rest, duration=ms, loop=0)
+    write_gif([Image.open(paths[i]) for i in keep if i < len(paths)], Path(folder)/'progress.gif', seconds)
     return Path(folder)/'progress.gif'
 
 # %% ../nbs/06a_callbacks.ipynb #c026
-PANELS = {'losses': ('loss',), 'KID': ('kid',), 'logits of D': ('real', 'fake'), 'D is right, diversity': ('acc', 'diversity'),
+PANELS = {'losses': ('loss',), 'losses of the two-way road': ('Dx', 'Dz', 'adv_x', 'adv_z', 'rec_x', 'rec_z'), 'KID': ('kid',), 'FID': ('fid', 'fid_real'), 'IS': ('IS', 'IS_real'), 'logits of D': ('real', 'fake'), 'D is right, diversity': ('acc', 'diversity'),
           'system load (%)': ('cpu', 'gpu'), 'memory (GiB)': ('ram', 'vram')}
 
 def plot_log(rows:list, # as read_log returns them
@@ -203,7 +210,7 @@ class PictureCB(Callback):
 
     def after_fit(self, t):
         if t.rank: return
-        make_gif(self.folder)
+        if any((self.folder/'samples').glob('*.png')): make_gif(self.folder)
         rows = read_log(self.folder/'log.csv')
         if rows:
             with replacing(self.folder/'losses.png') as p: plot_log(rows, self.folder.name).savefig(p, format='png', dpi=100)

@@ -53,12 +53,14 @@ def save_state(t:Trainer, path:str|Path):
         sd = o.state_dict()
         groups[n] = sd['param_groups']
         tensors |= {f'opt/{n}.{i}.{k}': v.detach().cpu().contiguous() for i, s in sd['state'].items() for k, v in s.items()}
-    write_tensors(path, tensors, step=t.step, seconds=t.seconds, seed=t.seed, notes=t.notes, groups=groups)
+    write_tensors(path, tensors, step=t.step, seconds=t.seconds, seed=t.seed, processes=t.world, notes=t.notes, groups=groups)
 
 def load_state(t:Trainer, path:str|Path):
     "Put a trainer, built as it was then, back to where `save_state` left it. Raises ValueError on another seed or other networks."
     tensors, meta = read_tensors(path)
     if meta['seed'] != t.seed: raise ValueError(f"this run was started with seed {meta['seed']}; resume it with that, not {t.seed}")
+    n = meta.get('processes', 1)
+    if n != t.world: raise ValueError(f'this run was trained by {n} process{"es"*(n > 1)}; resume it with as many (torchrun --nproc_per_node {n}), not {t.world}')
     for n, m in t.nets.items():
         try: m.load_state_dict(unflatten(tensors, f'net/{n}'))
         except RuntimeError: raise ValueError(f'{path} holds another {n}: resume with the recipe in run.json') from None
@@ -97,9 +99,10 @@ class CheckpointCB(Callback):
     ): self.folder, self.meta, self.every, self.seconds = Path(folder), meta or {}, every, seconds
 
     def before_fit(self, t):
+        self.at = t.seconds
+        if t.rank: return  # process 0 alone writes and sweeps
         self.folder.mkdir(parents=True, exist_ok=True)
         for p in self.folder.rglob('.*.aside'): p.unlink()  # what a killed process left behind
-        self.at = t.seconds
         if not t.step: self.save(t)
 
     def after_step(self, t):
@@ -118,7 +121,7 @@ class CheckpointCB(Callback):
         save_state(t, self.folder/'state.safetensors')
         write_tensors(self.folder/'last.safetensors', flatten(t.nets), step=t.step)
         info = dict(schema=1, **self.meta, seed=t.seed, step=t.step, images=t.images_seen, seconds=round(t.seconds, 2),
-                    device=str(t.device), bf16=t.bf16, stopped=t.stop, notes=t.notes, versions=versions())
+                    device=str(t.device), processes=t.world, bf16=t.bf16, stopped=t.stop, notes=t.notes, versions=versions())
         with replacing(self.folder/'run.json') as p: p.write_text(json.dumps(info, indent=1))
         self.at = t.seconds
         return True

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from .callbacks import replacing
 from .data import Images, grid, load_images, to_uint8
-from .dcgan import GANRecipe
 from .features import extractor
 from .metrics import Reference, Scores, real_reference, score_images
 from .recipes import Run, load_run, recipe, resume, train
@@ -55,7 +54,7 @@ def variant(
 ) -> tuple:   # its name, and a dict of changes
     "A recipe and what is to be changed in it, from one word of a command line. Raises ValueError on what no recipe has."
     name, _, changes = words.partition(':')
-    kinds, out = {f.name: f.type for f in fields(GANRecipe)}, {}
+    kinds, out = {f.name: f.type for f in fields(recipe(name))}, {}
     for part in filter(None, changes.split(',')):
         k, eq, v = part.partition('=')
         if not eq: raise ValueError(f'{words}: {part!r} is no change; write field=value')
@@ -87,7 +86,7 @@ def train_or_load(
         for what, was, now in (('data', run.info['data']['fingerprint'], images.fingerprint), ('recipe', bare(run.recipe), bare(recipe(name, **changes))),
                                ('budget', run.info['budget']['minutes'], minutes), ('seed', run.info['seed'], seed), ('device', run.info['device'], str(pick_device(device)))):
             if was != now: raise ValueError(f'{folder} was trained with another {what}; name another --out, or compare as before')
-        if run.info['seconds'] >= 60*minutes: return run
+        if run.info['seconds'] >= 60*(minutes - run.info['budget'].get('before', 0.)): return run
         run = resume(folder, minutes=minutes, data=images, device=device, progress=progress)
     if run.info['stopped'] == 'interrupted': raise KeyboardInterrupt
     return run

@@ -198,7 +198,7 @@ def load_images(
     _check(fit=(fit, FITS), near=(near, ('keep', 'drop')), exact=(exact, ('keep', 'drop')), size=(size, range(16, 1025)))
     name, path = str(source), Path(str(source)).expanduser()
     how = dict(size=size, background=colour(background), fit=fit, labels=labels, near=near, exact=exact, where=where, memory=memory, progress=progress)
-    if name.split(':')[0] == 'creatures': im = _images(prepare_creatures(_count(name), size, background, seed, progress))
+    if name.split(':')[0] == 'creatures': im = _images(prepare_creatures(_count(name), size, background, seed, progress, memory))
     elif name.startswith('kaggle:'): im = _images(prepare(download(name[7:], **kaggle), **how))
     elif not name or not path.exists(): raise ValueError(f'{name!r}: no such file or folder; a source is {SOURCES}')
     elif (path/'prepared.json').exists(): im = open_images(path)

@@ -11,6 +11,7 @@ __all__ = ['LATENTS', 'CHOICES', 'AT_LEAST_1', 'BELOW_1', 'DCGAN_RECIPES', 'norm
 # %% ../nbs/03_dcgan.ipynb #c006
 import math
 from dataclasses import dataclass, fields
+from typing import ClassVar
 import torch
 from torch import nn, Tensor
 from torch.nn.utils.parametrizations import spectral_norm
@@ -244,6 +245,7 @@ class GANRecipe:
     ema:float = 0. # decay of G's moving average; 0: none
     amp:bool = True # bfloat16 where the processor has it
     epochs:int = 0 # as published, to compare
+    family:ClassVar[str] = 'gan' # which dataclass a run folder was made from
 
     def __post_init__(self):
         check_fields(self)

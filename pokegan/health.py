@@ -66,6 +66,7 @@ class HealthCB(Callback):
     def clear(self): self.acc, self.bad, self.steps = 0., 0., 0
 
     def after_step(self, t):
+        if t.rank: return  # process 0 looks for all: t.logs are means over the processes
         self.acc = self.acc + sum(v for k, v in t.logs.items() if k.endswith('acc'))
         self.bad = self.bad + sum((~torch.isfinite(v)).float() for k, v in t.logs.items() if k.endswith('loss'))
         self.steps += 1

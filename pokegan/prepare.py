@@ -199,14 +199,16 @@ def prepare_creatures(
     background='white', # laid under them
     seed:int=0, # of the herd
     progress:bool=None, # show a bar; None shows it in a terminal
+    memory:int=256 << 20, # bytes of pixels above which they go to a mapped file
 )->Prepared:
     "Draw creatures 0 to n-1 of a herd; each depends on its number and the seed alone."
     from pokegan.creatures import draw
-    x, labels, report = np.empty((n, 3, size, size), np.uint8), {}, Report()
+    shelf, labels, report = _Shelf(n, size, memory), {}, Report()
     for i in tqdm(range(0, n, 64), 'drawing creatures', unit_scale=64, unit='', disable=None if progress is None else not progress, leave=False):
         c = draw(min(64, n-i), size=size, seed=seed, start=i)
-        x[i:i+64] = laid_on(c.rgba, colour(background))
+        shelf.x[i:i+64] = laid_on(c.rgba, colour(background))
+        if i % 1024 == 0: shelf.rest()
         for k, v in c.labels.items(): labels.setdefault(k, []).extend(v)
     files = [f'creature {i}' for i in range(n)]
     for f in files: report.add(f, 'load', width=size, height=size, mode='RGBA', paper='transparent')
-    return Prepared(x, files, labels, report, fingerprint(x))
+    return Prepared(shelf.x, files, labels, report, fingerprint(shelf.x, shelf.rest))

@@ -103,3 +103,32 @@ def test_resume_removes_frames_later_than_its_checkpoint(tmp_path):
     (run/'samples/0000999.png').write_bytes((run/'samples/0000004.png').read_bytes())
     pokegan('train', '--resume', '--run', run, '--steps', 6, cwd=tmp_path)
     assert sorted(int(p.stem) for p in (run/'samples').glob('*.png'))[-1] == 6
+
+
+def test_walk_between_two_pictures(run, tmp_path):
+    pokegan('train', '--recipe', 'aegan', '--data', 'creatures:64', '--steps', 40, '--size', 32, '--run', 'road', cwd=tmp_path)
+    pokegan('sample', run, '--n', 2, '--each', tmp_path/'ends', cwd=tmp_path)
+    ends = sorted((tmp_path/'ends').glob('*.png'))
+    pokegan('walk', 'road', '--between', *ends, '--frames', 5, cwd=tmp_path)
+    with Image.open(tmp_path/'walk.gif') as gif: assert 2 <= gif.n_frames <= 5 and gif.size == (32, 32)  # equal neighbours become one
+    assert list((tmp_path/'road/reconstructions').glob('*.png'))
+    for words, said in ((('walk', run, '--between', *ends), 'has no encoder'), (('walk', 'road', '--between', ends[0], 'none.png'), 'none.png'),
+                        (('walk', 'road', '--between', *ends, '--frames', 1), '2 or more')):
+        p = pokegan(*words, cwd=tmp_path, ok=False)
+        assert p.returncode == 2 and p.stderr.count('\n') == 1 and said in p.stderr, p.stderr
+
+
+def test_pokegan2_does_its_three_steps_and_goes_on(tmp_path):
+    "An encoder, a generator that paints from its embeddings, a GAN that starts there: one command, one folder."
+    pokegan('train', '--recipe', 'pokegan2-msg', '--data', 'creatures:100', '--size', 32, '--steps', 2, '--run', 'mine', cwd=tmp_path)
+    at = tmp_path/'mine'
+    info = {k: json.loads((at/k/'run.json').read_text()) for k in ('encoder', 'pretrain', '.')}
+    assert [i['step'] for i in info.values()] == [2, 2, 2] and [i['recipe']['family'] for i in info.values()] == ['encoder', 'pokegan2-pretrain', 'pokegan2']
+    assert list((at/'pretrain/reconstructions').glob('*.png'))
+    before = (at/'pretrain/last.safetensors').read_bytes()
+    (at/'state.safetensors').unlink()  # as if it had been killed before step 3
+    pokegan('train', '--resume', '--run', 'mine', cwd=tmp_path)
+    pokegan('train', '--resume', '--run', 'mine', '--steps', 3, cwd=tmp_path)
+    assert json.loads((at/'run.json').read_text())['step'] == 3 and (at/'pretrain/last.safetensors').read_bytes() == before
+    pokegan('sample', 'mine', '--n', 4, cwd=tmp_path)
+    assert 'trains E' in pokegan('sample', 'mine/encoder', cwd=tmp_path, ok=False).stderr

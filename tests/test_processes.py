@@ -1,0 +1,426 @@
+"""Two processes, one training: the gradients of the doubled batch, one clock, one stop, and the same bits after being killed. Real processes, really killed.
+
+Run as a script this file is what the tests start: it imports torch once, then forks the processes of each job."""
+import json, os, random, re, shutil, signal, socket, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pokegan.callbacks import read_log
+from pokegan.checkpoint import CheckpointCB, read_tensors, write_tensors
+from pokegan.data import Images, load_images
+from pokegan.health import HealthCB
+from pokegan.losses import gp
+from pokegan.processes import DistributedCB, agree, average_gradients, from_first, join, load_once, means, rank
+from pokegan.train import Callback
+
+SMALL = dict(size=32, ngf=8, ndf=8, batch=8, amp=False)
+
+
+def noise(n=70):
+    return Images(torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)), source='noise')
+
+
+# ---- what the processes do ----------------------------------------------------------------------------------------------------------
+
+class Recorder(Callback):
+    "Keeps what the optimisers get to see: gradients after averaging."
+    def __init__(self, folder): self.folder, self.seen = Path(folder), {}
+
+    def before_fit(self, t):
+        names = {id(p): f'{n}.{k}' for n, m in t.nets.items() for k, p in m.named_parameters()}
+        def keep(opt, *_):
+            i = len({k.split('/')[0] for k in self.seen})
+            self.seen |= {f'{i:02d}/{names[id(p)]}': p.grad.clone().contiguous() for g in opt.param_groups for p in g['params']}
+        for o in {p.opt for p in t.phases}: o.register_step_pre_hook(keep)
+
+    def after_fit(self, t):
+        after = {f'after/{n}.{k}': p.detach().clone().contiguous() for n, m in t.nets.items() for k, p in m.named_parameters()}
+        write_tensors(self.folder/f'{t.world}-{t.rank}.safetensors', self.seen | after, logs={k: float(v) for k, v in t.logs.items()})
+
+
+class Rows:
+    "A prior whose processes draw the rows of one table: what a single process would draw, dealt out."
+    def __init__(self, nz): self.nz, self.k = nz, 0
+
+    def __call__(self, n, generator):
+        self.k += 1
+        world, r = int(os.environ['WORLD_SIZE']), rank()
+        return torch.rand(n*world, self.nz, generator=torch.Generator().manual_seed(self.k))[r*n:(r+1)*n]*2 - 1
+
+
+def dealt_gp():
+    "The gradient penalty, with its random places dealt out in the same way."
+    calls = [0]
+    def penalty(D, x_real, x_fake, generator):
+        calls[0] += 1
+        g = torch.Generator().manual_seed(calls[0])
+        torch.rand(rank()*len(x_real), generator=g)  # those of the processes before this one
+        return gp(D, x_real, x_fake, g)
+    return penalty
+
+
+def job_gradients(folder, name, steps, changes):
+    from pokegan import losses
+    from pokegan.recipes import make_trainer, recipe
+    losses.PENALTIES['gp'] = dealt_gp()
+    r = recipe(name, **changes)
+    t = make_trainer(r, noise(), device='cpu')
+    t.prior = Rows(r.nz)
+    t.callbacks = [DistributedCB([*t.callbacks, Recorder(folder)])]
+    t.fit(steps)
+
+
+def job_live(folder, steps=60, name='dcgan-small-data', save_every=7):
+    from pokegan.recipes import resume, train
+    if (Path(folder)/'run.json').exists(): resume(folder, data=noise(), progress=False)
+    else: train(name, noise(), folder, steps=steps, progress=False, save_every=save_every, **SMALL, ema=.9)
+
+
+class Once(Callback):
+    "Does something at one step of one process."
+    def __init__(self, step, who, what): self.step, self.who, self.what = step, who, what
+    def after_step(self, t):
+        if (t.step, t.rank) == (self.step, self.who): self.what(t)
+
+
+def job_stops(folder, how):
+    "Something happens in process 1 alone; each process writes down when it stopped, why and with which clock."
+    from pokegan.recipes import make_trainer, recipe
+    t = make_trainer(recipe('dcgan-quick', **SMALL), noise(), device='cpu')
+    def ruin(t): t.nets['G'].blocks[0][0].weight.data.fill_(float('nan'))
+    what = dict(wish=lambda t: setattr(t, 'stop', 'enough'), term=lambda t: os.kill(os.getpid(), signal.SIGTERM), drift=lambda t: t.nets['D'].blocks[0][0].weight.data.mul_(2),
+                slow=lambda t: time.sleep(1), nan=lambda t: [p.data.fill_(float('nan')) for p in t.nets['D'].parameters()])[how]
+    health = HealthCB(t.nets['G'], t.prior, every=5, say=lambda line: None)
+    t.callbacks = [DistributedCB([*t.callbacks, Once(7, 1, what), health, CheckpointCB(Path(folder)/'run', dict(recipe={}), every=2)], every=4)]
+    try: t.fit(**(dict(minutes=.03) if how == 'slow' else dict(steps=20)))
+    except ValueError as e: t.stop = str(e)
+    Path(folder, f'{rank()}.json').write_text(json.dumps([t.step, t.stop, t.seconds]))
+
+
+def job_data(folder, source):
+    "Images by `load_once`; the number of times that this process has loaded any itself."
+    from pokegan import processes
+    join('cpu')
+    calls, load = [], processes.load_images
+    processes.load_images = lambda *a, **k: calls.append(a) or load(*a, **k)
+    try: im = load_once(source, 32)
+    except ValueError as e: out = [len(calls), str(e)]
+    else: out = [len(calls), im.fingerprint, im.source, len(im.labels), im.labels['species'][:9], str(im.report).count('\n'), im.x.float().mean().item()]
+    Path(folder, f'{rank()}.json').write_text(json.dumps(out))
+
+
+def job_small_steps(folder):
+    "The primitives, with numbers that can be added up in one's head."
+    join('cpu')
+    r = rank()
+    a, b = means([torch.full((2, 2), float(r)), torch.tensor([4.*r])])
+    told = from_first(lambda: f'from {r}')
+    p = torch.nn.Parameter(torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last))
+    p.grad = (torch.arange(96.).view(2, 3, 4, 4)*(r+1)).to(memory_format=torch.channels_last)
+    average_gradients(torch.optim.SGD([p, torch.nn.Parameter(torch.zeros(1))], lr=1.))
+    right = torch.equal(p.grad, torch.arange(96.).view(2, 3, 4, 4)*1.5)
+    Path(folder, f'{r}.json').write_text(json.dumps([a.tolist(), b.tolist(), told, agree(''), agree('me'*r), agree(str(r)), right]))
+
+
+def job_ddp(folder):
+    "A penalty under DistributedDataParallel and under averaging before the step: errors against the doubled batch."
+    from pokegan.dcgan import conv_discriminator
+    join('cpu')
+    x = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))*2 - 1
+    def gradients(D, x, net, backwards):
+        D.zero_grad()
+        x = x.clone().requires_grad_(True)
+        logits = net(x)
+        slope, = torch.autograd.grad(logits.sum(), x, create_graph=True)
+        adversarial, penalty = logits.mean(), 10*(slope.flatten(1).norm(dim=1) - 1).square().mean()
+        if backwards == 1: (adversarial + penalty).backward()
+        else: adversarial.backward(retain_graph=True); penalty.backward()
+        return [p.grad.clone() for p in D.parameters()]
+    torch.manual_seed(0)
+    D = conv_discriminator(32, 8, 'none')
+    whole, mine = gradients(D, x, D, 1), x[8*rank():8*rank()+8]
+    far = lambda a: max(((u-v).norm()/v.norm()).item() for u, v in zip(a, whole))
+    ddp = torch.nn.parallel.DistributedDataParallel(D)
+    out = {f'{n} ddp': far(gradients(D, mine, ddp, n)) for n in (1, 2)} | {f'{n} ours': far(means(gradients(D, mine, D, n))) for n in (1, 2)}
+    Path(folder, f'{rank()}.json').write_text(json.dumps(out))
+
+
+def job_scale(folder, n):
+    "n pictures of 64 px through a mapped file, with a painter that takes no time: memory that is not a file, at each stage, and the time of a batch."
+    import numpy as np
+    from pokegan import creatures
+    from pokegan.recipes import make_trainer, recipe
+    def draw(n, size, seed, start): return creatures.Creatures(np.random.default_rng(start).integers(0, 256, (n, size, size, 4), np.uint8), dict(species=list(range(start, start+n))))
+    creatures.draw, out = draw, {}
+    def note(stage): out[stage] = int(Path('/proc/self/status').read_text().split('RssAnon:')[1].split()[0])/1024
+    load_images('creatures:64', 64, progress=False)
+    note('before')
+    im = load_images(f'creatures:{n}', 64, memory=0, progress=False)
+    note('drawn')
+    print_ = im.fingerprint, im.save(Path(folder)/'prepared')
+    note('saved')
+    del im
+    im = Images.open(Path(folder)/'prepared')
+    assert im.fingerprint == print_[0] and len(im) == n
+    note('opened')
+    t = make_trainer(recipe('dcgan-quick', ngf=8, ndf=8, batch=32, amp=False), im, device='cpu').fit(3)
+    note('trained a little')
+    t.fit(40)
+    note('trained')
+    times = []
+    for k in range(50):
+        t0 = time.process_time()
+        t.step += 1
+        t.reals(t.indices(0))
+        times.append(time.process_time() - t0)
+    Path(folder, '0.json').write_text(json.dumps([out, min(times)]))
+
+
+def serve():
+    "One line of JSON per job: fork its processes, print their ids, then, when all have ended, their exit codes."
+    import matplotlib.backends.backend_agg, matplotlib.figure, pokegan.recipes  # noqa: F401, E401, so that no child has to
+    torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports a second's worth of PyTorch
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        name, world, words = json.loads(line)
+        with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+        children = []
+        for r in range(world):
+            children.append(os.fork())
+            if children[-1]: continue
+            os.environ |= dict(RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+            try: globals()['job_' + name](**words); os._exit(0)
+            except BaseException as e: print(f'{r}: {type(e).__name__}: {e}', file=sys.stderr, flush=True); os._exit(1)
+        print(json.dumps(children), flush=True)
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]), flush=True)
+
+
+if __name__ == '__main__': serve()
+
+
+# ---- what the tests ask of them -----------------------------------------------------------------------------------------------------
+
+class Zygote:
+    def __init__(self, log):
+        self.log = log
+        self.p = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=open(log, 'w'), text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+
+    def start(self, job, world=2, /, **words) -> list:
+        self.p.stdin.write(json.dumps([job, world, {k: str(v) if isinstance(v, Path) else v for k, v in words.items()}]) + '\n')
+        self.p.stdin.flush()
+        return json.loads(self.p.stdout.readline())
+
+    def codes(self) -> list: return json.loads(self.p.stdout.readline())
+
+    def run(self, job, world=2, /, folder=None, **words):
+        self.start(job, world, folder=folder, **words)
+        assert self.codes() == [0]*world, self.log.read_text()
+        return [json.loads((folder/f'{r}.json').read_text()) for r in range(world) if (folder/f'{r}.json').exists()]
+
+
+@pytest.fixture(scope='module')
+def zygote(tmp_path_factory):
+    z = Zygote(tmp_path_factory.mktemp('zygote')/'stderr')
+    yield z
+    z.p.stdin.close()
+    z.p.wait(30)
+
+
+def test_small_steps(zygote, tmp_path):
+    a, b = zygote.run('small_steps', folder=tmp_path)
+    assert a == b == [[[.5, .5], [.5, .5]], [2.], 'from 0', '', 'me', '0', True]
+
+
+def far(a, b) -> dict: # relative difference of every gradient
+    return {k: ((a[k]-b[k]).abs().max()/b[k].abs().max().clamp(min=1e-12)).item() for k in b}
+
+
+GAMES = dict(bce=('dcgan-quick', dict(norm='group')), relativistic=('dcgan-quick', dict(norm='group', loss='relativistic', d_rounds=2)),
+             split=('dcgan-quick', dict(norm='group', split_d=True)), spectral=('dcgan-819', dict(norm='group', target_noise=0., flip=0.)),
+             penalty=('wgan-gp', dict(norm='group', latent='uniform', d_rounds=2)))
+
+
+@pytest.mark.parametrize('game', GAMES)
+def test_gradients_equal_one_process_with_the_doubled_batch(zygote, tmp_path, game):
+    name, changes = GAMES[game]
+    for world, batch in ((1, 16), (2, 8)):
+        zygote.run('gradients', world, folder=tmp_path, name=name, steps=3, changes=SMALL | changes | dict(batch=batch, lr=0.))
+    (one, m1), (two, m2), (other, _) = (read_tensors(tmp_path/f'{w}.safetensors') for w in ('1-0', '2-0', '2-1'))
+    assert one.keys() == two.keys() and len({k.split('/')[0] for k in one}) >= 7 and max(v.abs().max() for v in one.values()) > 1e-3
+    assert max(far(two, one).values()) < 1e-5
+    assert all(torch.equal(two[k], other[k]) for k in two), 'both processes hold the same bits'
+    assert all(abs(m1['logs'][k] - v) < 1e-4 for k, v in m2['logs'].items()), 'the log speaks for both'
+
+
+def test_learning_stays_equal(zygote, tmp_path):
+    "With a learning rate: after five steps the weights differ by rounding, a thousandth of what one step changes."
+    for world, batch in ((1, 16), (2, 8)):
+        zygote.run('gradients', world, folder=tmp_path, name='dcgan-quick', steps=5, changes=SMALL | dict(norm='group', batch=batch, lr=1e-4))
+    one, two = (read_tensors(tmp_path/f'{w}.safetensors')[0] for w in ('1-0', '2-0'))
+    apart = torch.cat([(one[k]-two[k]).flatten() for k in one if k.startswith('after')]).abs()
+    assert apart.mean() < 1e-7 and (apart > 1e-5).float().mean() < .01
+
+
+def test_batch_norm_differs(zygote, tmp_path):
+    "Each process normalises by its own half: what the lesson measures, so that nobody believes in an equality that is not there."
+    for world, batch in ((1, 16), (2, 8)):
+        zygote.run('gradients', world, folder=tmp_path, name='dcgan-quick', steps=1, changes=SMALL | dict(norm='batch', batch=batch, lr=0.))
+    one, two = (read_tensors(tmp_path/f'{w}.safetensors')[0] for w in ('1-0', '2-0'))
+    assert max(far(two, one).values()) > .05
+
+
+def test_a_penalty_needs_one_backward_under_ddp_and_none_in_particular_here(zygote, tmp_path):
+    found, _ = zygote.run('ddp', folder=tmp_path)
+    assert found['1 ddp'] < 1e-5 and found['1 ours'] < 1e-5 and found['2 ours'] < 1e-5 and found['2 ddp'] > .05, found
+
+
+@pytest.mark.parametrize('how', ['wish', 'term', 'nan', 'drift', 'slow'])
+def test_one_clock_one_stop(zygote, tmp_path, how):
+    "Process 1 alone wishes to stop, is terminated, goes astray, or is slow: both end at the same step, for the same reason, by the same clock."
+    a, b = zygote.run('stops', folder=tmp_path, how=how)
+    assert a == b
+    step, stop, seconds = a
+    assert re.search(dict(wish='^enough$', term='^interrupted$', nan='NaN|different weights', drift='different weights', slow='^$')[how], stop), a
+    if how == 'slow': assert seconds > 1.8 and step > 7
+    else: assert step == 7 if how in ('wish', 'term') else step <= 20
+    if how in ('wish', 'term', 'slow'): assert json.loads((tmp_path/'run/run.json').read_text())['step'] == step
+
+
+def same(whole, killed, steps):
+    (a, ma), (b, mb) = (read_tensors(p/'state.safetensors') for p in (whole, killed))
+    assert ma['step'] == mb['step'] == steps and ma['processes'] == 2 and a.keys() == b.keys()
+    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+    assert not list(killed.rglob('.*aside'))
+    rows = [[{k: v for k, v in r.items() if k not in ('seconds', 'cpu', 'ram')} for r in read_log(p/'log.csv')] for p in (whole, killed)]
+    assert rows[0] == rows[1] and [r['step'] for r in rows[0]] == list(range(20, steps+1, 20)) and 'ADA/p' in rows[0][0]
+
+
+KILLS = [0], [1], [0, 1], [1]
+
+
+def step_of(folder) -> int: # of its last checkpoint
+    return read_tensors(folder/'state.safetensors')[1]['step'] if (folder/'state.safetensors').exists() else -1
+
+
+def test_killed_and_resumed_is_the_same_run(zygote, tmp_path):
+    "SIGKILL for process 0, for process 1, for both, in the midst of training; whoever survives ends by itself, in one line, within seconds."
+    zygote.run('live', folder=tmp_path/'whole')
+    rng, kills, folder = random.Random(), [], tmp_path/'killed'
+    while True:
+        pids, begun = zygote.start('live', folder=folder), step_of(folder)
+        who = KILLS[len(kills)] if len(kills) < len(KILLS) else []
+        while who and step_of(folder) < max(begun + 1, 12*len(kills) + 1): time.sleep(.005)
+        time.sleep(rng.uniform(0, .15))
+        for r in who:
+            try: os.kill(pids[r], signal.SIGKILL)
+            except ProcessLookupError: pass  # it was faster and has ended
+        t0, codes = time.perf_counter(), zygote.codes()
+        if codes == [0, 0]:
+            same(tmp_path/'whole', folder, 60)
+            if len(kills) == len(KILLS): break
+            shutil.rmtree(folder)  # all over before the last kill: once more
+            kills = []
+            continue
+        assert all(codes[r] == -signal.SIGKILL for r in who) and time.perf_counter() - t0 < 20
+        assert all(c == 1 for r, c in enumerate(codes) if r not in who), codes
+        kills.append(step_of(folder))
+    lines = [line for line in zygote.log.read_text().splitlines() if 'ConnectionError' in line]
+    assert len(lines) >= 3 and all('go on from the last checkpoint with --resume' in line for line in lines), lines
+    print(f'steps of the last checkpoint after each kill: {kills}')
+
+
+def test_a_run_keeps_its_number_of_processes(zygote, tmp_path):
+    zygote.run('live', folder=tmp_path/'run', steps=4, name='dcgan-quick')
+    assert json.loads((tmp_path/'run/run.json').read_text())['processes'] == 2
+    zygote.start('live', 1, folder=tmp_path/'run')
+    assert zygote.codes() == [1] and 'trained by 2 processes; resume it with as many' in zygote.log.read_text().splitlines()[-1]
+
+
+def test_data_is_prepared_once(zygote, tmp_path):
+    (n0, *first), (n1, *second) = zygote.run('data', folder=tmp_path, source='creatures:90')
+    assert (n0, n1) == (1, 0) and first == second and first[1] == 'creatures:90' and first[0] == load_images('creatures:90', 32).fingerprint
+    load_images('creatures:90', 32).save(tmp_path/'prepared')
+    a, b = zygote.run('data', folder=tmp_path, source=str(tmp_path/'prepared'))
+    assert a[0] == b[0] == 1 and a[1] == b[1] == first[0], 'a prepared folder is mapped by both'
+    a, b = zygote.run('data', folder=tmp_path, source='nothing/here')
+    assert a[0] == 1 and b[0] == 0 and a[1] == b[1] and 'no such file' in a[1]
+
+
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='reads /proc')
+def test_thousands_of_pictures_take_no_memory_of_their_own(zygote, tmp_path):
+    "6,000 pictures of 64 px, forced into a mapped file. (80,000 and the whole training: docs/runs.md.)"
+    (memory, seconds), = zygote.run('scale', 1, folder=tmp_path, n=6000)
+    print(memory, seconds)
+    pixels = 6000*3*64*64/2**20  # MiB
+    assert pixels > 70 and max(memory[k] for k in ('drawn', 'saved', 'opened')) - memory['before'] < 25 and memory['trained'] - memory['trained a little'] < 25, memory
+    assert seconds < .005, 'a batch of 32 from the file is ready in a few milliseconds'
+
+
+def test_alone_it_changes_nothing():
+    from pokegan.recipes import make_trainer, recipe
+    weights = []
+    for wrap in (list, lambda cbs: [DistributedCB(cbs)]):
+        t = make_trainer(recipe('dcgan-quick', **SMALL), noise(), device='cpu')
+        t.callbacks = wrap(t.callbacks)
+        handler = signal.getsignal(signal.SIGTERM)
+        weights.append(torch.cat([p.detach().flatten() for m in t.fit(3).nets.values() for p in m.parameters()]))
+        assert signal.getsignal(signal.SIGTERM) is handler and not dist.is_initialized()
+    assert torch.equal(*weights) and rank() == 0 and agree('x') == 'x' and from_first(lambda: 3) == 3
+
+
+def test_batch_norm_is_converted_in_place():
+    "On GPUs each BatchNorm becomes a SyncBatchNorm: the same parameters, names and buffers. (Its forward pass wants a GPU; here only the exchange is tested.)"
+    from pokegan.recipes import make_trainer, recipe
+    t = make_trainer(recipe('dcgan-quick', **SMALL), noise(), device='cpu')
+    G = t.nets['G']
+    before, ids = list(G.state_dict()), [id(p) for p in G.parameters()]
+    out = torch.nn.SyncBatchNorm.convert_sync_batchnorm(G)
+    assert out is G and list(G.state_dict()) == before and [id(p) for p in G.parameters()] == ids
+    kinds = {type(m).__name__ for m in G.modules()}
+    assert 'SyncBatchNorm' in kinds and 'BatchNorm2d' not in kinds
+
+
+def test_too_few_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    for k, v in dict(RANK='0', WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', LOCAL_RANK='0').items(): monkeypatch.setenv(k, v)
+    with pytest.raises(ValueError, match='2 processes want a GPU each, and this machine has 1'): join('cuda')
+
+
+# ---- the command line ---------------------------------------------------------------------------------------------------------------
+
+def torchrun(*words, cwd):
+    env = {k: v for k, v in os.environ.items() if k not in ('RANK', 'WORLD_SIZE')} | dict(OMP_NUM_THREADS='1')
+    return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '-m', 'pokegan', '--', *map(str, words)],
+                            cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def test_torchrun_trains_one_run(tmp_path):
+    p = torchrun('train', '--data', 'creatures:64', '--steps', 6, '--size', 32, '--device', 'cpu', cwd=tmp_path)
+    out, err = p.communicate(timeout=120)
+    assert p.returncode == 0, err
+    assert out.count('step 6, 384 images') == 1 and [d.name for d in (tmp_path/'runs').iterdir()] == ['dcgan-quick-1']
+    info = json.loads((tmp_path/'runs/dcgan-quick-1/run.json').read_text())
+    assert info['processes'] == 2 and info['images'] == 2*6*32 and (tmp_path/'runs/dcgan-quick-1/progress.gif').exists()
+
+
+def test_ctrl_c_saves_once_and_resume_goes_on(tmp_path):
+    p = torchrun('train', '--data', 'creatures:64', '--minutes', 2, '--size', 32, '--device', 'cpu', '--run', 'a', cwd=tmp_path)
+    t0 = time.perf_counter()
+    while not (tmp_path/'a/samples').exists() and time.perf_counter() - t0 < 100: time.sleep(.1)  # the first grid: it trains
+    p.send_signal(signal.SIGINT)
+    out, err = p.communicate(timeout=60)
+    step = json.loads((tmp_path/'a/run.json').read_text())['step']
+    assert p.returncode and out.count('stopped early: interrupted') == 1 and err.count('pokegan: interrupted') == 1 and step > 0, out + err
+    q = torchrun('train', '--resume', '--run', 'a', '--steps', step+3, '--device', 'cpu', cwd=tmp_path)
+    out, err = q.communicate(timeout=120)
+    assert q.returncode == 0 and out.count(f'step {step+3}, {2*(step+3)*32} images') == 1, err
+
+
+def test_a_mistake_is_named_once(tmp_path):
+    p = torchrun('train', '--recipe', 'dcgan-quik', cwd=tmp_path)
+    _, err = p.communicate(timeout=120)
+    assert p.returncode and len(re.findall('pokegan: no recipe is called', err)) == 1, err

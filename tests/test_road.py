@@ -1,0 +1,110 @@
+"What an encoder sees, what comes back, and the way from one picture to another."
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from pokegan.data import load_images, to_float
+from pokegan.dcgan import conv_generator
+from pokegan.road import (ReconstructionCB, between, conv_encoder, interleaved, moments, read_picture, reconstruction_error,
+                          road_figure, there_and_back, walk_between)
+from pokegan.train import Phase, Trainer, adam
+
+
+@pytest.fixture(scope='module')
+def nets():
+    torch.manual_seed(0)
+    return dict(G=conv_generator(16, 8, 8), E=conv_encoder(16, 8, 8, whole=True))
+
+
+@pytest.fixture(scope='module')
+def x(): return to_float(load_images('creatures:20', 16, progress=False).x)
+
+
+def test_published_encoder():
+    for whole in (False, True): assert sum(p.numel() for p in conv_encoder(whole=whole).parameters()) == 2_924_560
+    convs = [m for m in conv_encoder().modules() if isinstance(m, nn.Conv2d)]
+    assert [(c.in_channels, c.out_channels, c.kernel_size[0], c.stride[0], c.padding[0]) for c in convs] == \
+        [(3, 64, 4, 2, 1), (64, 128, 4, 2, 1), (128, 256, 4, 2, 1), (256, 512, 4, 5, 0)]
+
+
+@pytest.mark.parametrize('size', [16, 32, 64, 128])
+@pytest.mark.parametrize('whole', [False, True])
+def test_shapes_and_what_is_seen(size, whole):
+    E = conv_encoder(size, 4, 4, whole).eval()
+    v = torch.randn(2, 3, size, size, requires_grad=True)
+    E(v).square().sum().backward()
+    side = int((v.grad.abs().sum((0, 1, 2)) > 0).sum())
+    assert side == size-1 if whole else side <= .65*size
+    with pytest.raises(ValueError, match='this encoder takes'): E(v[..., 1:])
+
+
+def test_there_and_back_leaves_modes(nets, x):
+    G, E = nets['G'].train(), nets['E'].train()
+    before = [v.clone() for m in (G, E) for v in m.state_dict().values()]
+    z, x_tilde = there_and_back(G, E, x, batch=7)
+    assert z.shape == (20, 8) and x_tilde.shape == x.shape and G.training and E.training
+    torch.testing.assert_close(there_and_back(G, E, x[3:4])[1], x_tilde[3:4], rtol=1e-4, atol=1e-5)  # alone or in a batch
+    assert all(torch.equal(a, b) for a, b in zip(before, (v for m in (G, E) for v in m.state_dict().values())))
+    assert reconstruction_error(G, E, x) == pytest.approx((x_tilde - x).abs().mean().item())
+
+
+def test_rows_stand_in_pairs():
+    a, b = torch.zeros(6, 3, 4, 4), torch.ones(6, 3, 4, 4)
+    assert interleaved(a, b, 4)[:, 0, 0, 0].tolist() == [0]*4 + [1]*4 + [0]*2 + [1]*2
+
+
+@pytest.mark.parametrize('b', [torch.tensor([0., 3., 4.]), torch.tensor([2., 0., 0.]), torch.tensor([-1., 0., 0.])])
+def test_between(b):  # at a right angle, in the same direction, in the opposite one
+    a = torch.tensor([1., 0., 0.])
+    path = between(a, b, 9)
+    torch.testing.assert_close(path[0], a, atol=5e-3, rtol=0)
+    torch.testing.assert_close(path[-1], b, atol=5e-3, rtol=0)
+    assert torch.isfinite(path).all()
+    if b[0] >= 0: torch.testing.assert_close(path.norm(dim=1), torch.linspace(1, b.norm(), 9), rtol=1e-3, atol=1e-3)
+
+
+def test_walk(nets, x):
+    walk = walk_between(nets['E'], nets['G'], x[:1], x[1:2], 5)
+    ends = there_and_back(nets['G'], nets['E'], x[:2])[1]
+    assert walk.shape == (5, 3, 16, 16)
+    torch.testing.assert_close(walk[[0, -1]], ends, rtol=0, atol=1e-2)
+    with pytest.raises(ValueError, match='2 or more'): walk_between(nets['E'], nets['G'], x[:1], x[1:2], 1)
+    with pytest.raises(ValueError, match='this encoder takes'): walk_between(nets['E'], nets['G'], x[:1, :, 1:], x[1:2, :, 1:], 3)
+
+
+def test_pictures_from_files(tmp_path):
+    rgba = np.zeros((30, 50, 4), np.uint8)
+    rgba[10:20, 20:30] = 200, 100, 0, 255
+    Image.fromarray(rgba).save(tmp_path/'a.png')
+    v = read_picture(tmp_path/'a.png', 16)
+    assert v.shape == (1, 3, 16, 16) and v.dtype == torch.float32 and (v[0, :, 0, 0] == 1).all()  # white under transparency
+    assert (read_picture(tmp_path/'a.png', 16, 'black')[0, :, 0, 0] == -1).all()
+    (tmp_path/'b.png').write_bytes(b'no picture')
+    with pytest.raises(ValueError, match='b.png cannot be used') as e: read_picture(tmp_path/'b.png', 16)
+    assert '\n' not in str(e.value)
+    with pytest.raises(OSError): read_picture(tmp_path/'c.png', 16)
+
+
+def test_pictures_on_the_way(nets, tmp_path):
+    images = load_images('creatures:40', 16, progress=False)
+    prior = lambda n, generator: torch.randn(n, 8, generator=generator)
+    G, E = nets['G'], nets['E']
+    def trainer(callbacks):
+        return Trainer(nets, [Phase('AE', (G, E), adam(G, E), lambda b: ((G(E(b.x)).float() - b.x).abs().mean(), {}))], images, prior, 8, callbacks=callbacks, device='cpu')
+    cb = ReconstructionCB(tmp_path, G, E, images, prior, frames=2)
+    trainer([cb]).fit(steps=4)
+    assert [p.name for p in sorted((tmp_path/'reconstructions').iterdir())][-1] == '0000004.png' and len(cb.x) == 24
+    (tmp_path/'reconstructions'/'0000099.png').write_bytes(b'')  # of a run that was killed later and is started again
+    cb.before_fit(trainer([]))
+    assert not (tmp_path/'reconstructions'/'0000099.png').exists()
+    assert len(road_figure(G, E, cb.x, cb.z).axes) == 2
+
+
+def test_moments(tmp_path):
+    with pytest.raises(ValueError, match='four moments need'): moments(tmp_path)
+    (tmp_path/'samples').mkdir()
+    for step in (10, 20, 30, 40, 50): Image.new('RGB', (20, 20)).save(tmp_path/'samples'/f'{step:07d}.png')
+    assert moments(tmp_path) == tmp_path/'moments.png'
+    with Image.open(tmp_path/'moments.png') as im: assert im.width > 500
