@@ -48,7 +48,7 @@ def recipes_command(name: Annotated[Optional[str], Arg(help='show this one whole
     if name:
         for k, v in asdict(recipe(name)).items(): print(f'{k:16}{v}')
     else:
-        for r in RECIPES.values(): print(f'{r.name:16}{r.source}')
+        for r in RECIPES.values(): print(f'{r.name:{2 + max(map(len, RECIPES))}}{r.source}')
 
 # %% ../nbs/17_cli.ipynb #c012
 def main(

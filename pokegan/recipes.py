@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'RECIPES', 'DEFAULT', 'recipe', 'to_plain', 'from_plain', 'optimiser', 'phases', 'change_reals', 'latents',
            'make_trainer', 'gan_game', 'Run', 'load_run', 'read_info', 'new_folder', 'train', 'resume', 'go',
-           'three_steps', 'alone', 'newest_folder']
+           'three_steps', 'ready', 'newest_folder']
 
 # %% ../nbs/15a_recipes.ipynb #c003
-import json
+import importlib.util, json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -47,8 +47,9 @@ def recipe(
 ): # a recipe of one of FAMILIES
     "A recipe by name, perhaps changed. Raises ValueError on an unknown name or field."
     if name not in RECIPES: raise ValueError(f"no recipe is called {name!r}; there are {', '.join(RECIPES)}")
-    wrong = set(changes) - set(RECIPES[name].__dataclass_fields__)
-    if wrong: raise ValueError(f"a recipe has no {', '.join(sorted(wrong))}; it has {', '.join(RECIPES[name].__dataclass_fields__)}")
+    known = [f.name for f in fields(RECIPES[name])]
+    wrong = set(changes) - set(known)
+    if wrong: raise ValueError(f"{name} has no {', '.join(sorted(wrong))}; it has {', '.join(known)}")
     return replace(RECIPES[name], **changes)
 
 def to_plain(r) -> dict: return dict(family=r.family, **asdict(r)) # a recipe as run.json holds it
@@ -57,7 +58,7 @@ def from_plain(plain:dict): # a recipe
     "What `to_plain` wrote. Raises ValueError where this version has no such family or field."
     cls = FAMILIES.get(plain.get('family', 'gan'))
     values = {k: v for k, v in plain.items() if k != 'family'}
-    if cls is None or not values.keys() <= cls.__dataclass_fields__.keys(): raise ValueError('it is of another version')
+    if cls is None or not values.keys() <= {f.name for f in fields(cls)}: raise ValueError('it is of another version')
     return cls(**values)
 
 # %% ../nbs/15a_recipes.ipynb #c014
@@ -197,7 +198,7 @@ def train(
     check_budget(steps, minutes)
     if track: extractor(track, device)  # a wrong name, or a missing package, should be said now
     r, device, progress = recipe(name, **changes), join(device), progress and not rank()
-    alone(r)
+    ready(r)
     folder = Path(run) if run else from_first(lambda: new_folder(name))
     if (folder/'run.json').exists(): raise ValueError(f'{folder} already holds a run: continue it with --resume, or name another folder')
     images = data if isinstance(data, Images) else load_once(data, r.size)
@@ -283,9 +284,12 @@ def three_steps(folder:Path, r:PokeGAN2Recipe, images:Images, plan:dict, seed:in
     return go(folder, r, images, plan | dict(budget=whole | dict(before=spent)), seed, device, progress, again, start=start)
 
 # %% ../nbs/15a_recipes.ipynb #c031
-def alone(r):
-    "Raises ValueError where several processes would train what one must."
-    if n_together() > 1 and r.family in ('encoder', 'pokegan2'): raise ValueError(f'{r.name} trains in one process; start it without torchrun')
+def ready(r):
+    "Raises ImportError where an encoder lacks its packages, ValueError where several processes would train what one must."
+    if r.family not in ('encoder', 'pokegan2'): return
+    if not all(map(importlib.util.find_spec, ('torchvision', 'sklearn'))):
+        raise ImportError(f'{r.name} needs torchvision and scikit-learn: pip install "pokegan[encoder]", or in a clone pip install ".[encoder]"')
+    if n_together() > 1: raise ValueError(f'{r.name} trains in one process; start it without torchrun')
 
 def newest_folder() -> Path:
     "The run folder that was written last. Raises ValueError when there is none."
