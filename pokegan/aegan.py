@@ -19,7 +19,7 @@ from .callbacks import draw_latents
 from .data import Images
 from .dcgan import LATENTS, check_fields, conv_discriminator, conv_generator, init_dcgan, n_doublings, seeded
 from .distances import frechet, inception_score
-from .features import features
+from .features import class_probs, features
 from .losses import bce, full
 from .metrics import reference
 from .road import ReconstructionCB, conv_encoder, dense
@@ -193,10 +193,8 @@ class CurvesCB(Callback):
         with self.pace.take(t.device): self.measure(t)
 
     def score(self, f:Tensor, other:Tensor)->dict: # features (n,d) of pictures, and of those to compare them with
-        head = getattr(self.extract, 'head', None)
-        if head is None: return dict(fid=frechet(f, other))
-        with torch.no_grad(): p = head(f.to(next(head.parameters()).device)).softmax(1).cpu()
-        return dict(fid=frechet(f, other), IS=inception_score(p))
+        p = class_probs(self.extract, f)
+        return dict(fid=frechet(f, other)) | ({} if p is None else dict(IS=inception_score(p)))
 
     def measure(self, t):
         if self.ref is None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import Images, to_float
-from .features import Extractor, features
+from .features import Extractor, class_probs, features
 from .prepare import fingerprint, laid_on
 
 # %% ../nbs/08d_coverage.ipynb #c005
@@ -103,7 +103,7 @@ def probabilities(
     x:Tensor, # (n,3,h,w), uint8 or float in [-1,1]
 )->Tensor: # (n,classes), rows sum to 1
     "What the classifier says of each picture. Raises ValueError, as `features` does, for pictures that are not finite."
-    with torch.no_grad(): return net.head(features(net, x, 256).to(net.head.weight.device)).softmax(1).cpu()
+    return class_probs(net, features(net, x, 256))
 
 # %% ../nbs/08d_coverage.ipynb #c026
 @dataclass(frozen=True)

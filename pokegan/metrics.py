@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .data import Images
 from .distances import frechet, halves, inception_score, kid, memorised, precision_recall
-from .features import features
+from .features import class_probs, features
 from .prepare import fingerprint
 
 # %% ../nbs/08c_metrics.ipynb #c011
@@ -90,9 +90,8 @@ class Reference:
     card: dict        # what is known of the card
 
 def _seen(extract, x): # features, and class probabilities where the extractor knows classes
-    f, head = features(extract, x), getattr(extract, 'head', None)
-    if head is None: return f, None
-    with torch.no_grad(): return f, head(f.to(next(head.parameters()).device)).softmax(1).cpu()
+    f = features(extract, x)
+    return f, class_probs(extract, f)
 
 def reference(
     real:Tensor, # (n,3,h,w), uint8 or float in [-1, 1]
