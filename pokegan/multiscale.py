@@ -19,7 +19,7 @@ from .data import Images
 from .dcgan import conv_discriminator, down, init_dcgan, n_doublings, one_of, seeded
 from .losses import PAIRED, PAIRS, PENALTIES, clip_weights
 from .pokegan2 import DilatedGenerator, DilatedRecipe, PRETRAIN_RECIPES, PretrainRecipe, pyramid
-from .train import Phase, adam, gan_phases, logit_stats
+from .train import Phase, gan_phases, logit_stats, optimiser
 
 # %% ../nbs/12b_multiscale.ipynb #c007
 class MultiScaleDiscriminator(nn.Module):
@@ -130,10 +130,8 @@ class PokeGAN2Recipe(DilatedRecipe):
     def phases(self, nets:dict)->list:
         "D's moves and G's."
         G, D, (d, g) = nets['G'], nets['D'], PAIRS[self.loss]
-        def optimiser(net, lr):
-            return adam(net, lr=lr, betas=self.betas) if self.opt == 'adam' else torch.optim.RMSprop(net.parameters(), lr, foreach=True)
         def penalty(*a): return self.penalty_weight*PENALTIES[self.penalty](*a)
-        opts, clip = (optimiser(G, self.g_lr or self.lr), optimiser(D, self.lr)), (lambda: clip_weights(D, self.clip)) if self.clip else None
+        opts, clip = [optimiser(self.opt, net, lr, self.betas) for net, lr in ((G, self.g_lr or self.lr), (D, self.lr))], (lambda: clip_weights(D, self.clip)) if self.clip else None
         if self.msg: return msg_phases(G, D, *opts, d, g, self.penalty_weight*bool(self.penalty), self.d_rounds, clip)
         return gan_phases(G, D, *opts, lambda real, fake, generator: d(real, fake), g, self.d_rounds, 1, clip, g in PAIRED,
                           penalty=penalty if self.penalty else None)

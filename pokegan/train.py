@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Phase', 'mix_seed', 'Shuffle', 'learning', 'Batch', 'pick_device', 'has_bf16', 'check_budget', 'Callback', 'Trainer',
-           'adam', 'logit_stats', 'gan_phases', 'split_gan_phases']
+           'adam', 'optimiser', 'logit_stats', 'gan_phases', 'split_gan_phases']
 
 # %% ../nbs/05_training.ipynb #c003
 import os, pathlib, time
@@ -240,6 +240,14 @@ def adam(*nets:nn.Module, # already on their device
     "Adam over the parameters of all `nets`, its whole update in one kernel where the device has one."
     params = [p for net in nets for p in net.parameters()]
     return torch.optim.Adam(params, lr, betas, weight_decay=weight_decay, fused=params[0].device.type in ('cpu', 'cuda'))
+
+def optimiser(opt:str, # 'adam' or 'rmsprop'
+              net:nn.Module, # already on its device
+              lr:float, betas:tuple, weight_decay:float=0. # betas are Adam's alone
+) -> torch.optim.Optimizer:
+    "A recipe's optimiser for one network, all updates in one kernel."
+    if opt == 'rmsprop': return torch.optim.RMSprop(net.parameters(), lr, weight_decay=weight_decay, foreach=True)
+    return adam(net, lr=lr, betas=betas, weight_decay=weight_decay)
 
 def logit_stats(real:Tensor, # (b,) logits of reals
                 fake:Tensor  # (b,) logits of fakes
