@@ -7,7 +7,6 @@ __all__ = ['DILATIONS', 'PRETRAIN_RECIPES', 'Dilated', 'DilatedGenerator', 'flat
            'pyramid', 'pretrain_phases', 'reconstruct', 'PaintCB', 'DilatedRecipe', 'PretrainRecipe']
 
 # %% ../nbs/12a_pokegan2.ipynb #c003
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -18,7 +17,7 @@ from torch import nn, Tensor
 
 from .callbacks import GridCB, draw_latents, save_png
 from .data import Images, to_float, to_uint8
-from .dcgan import LATENTS, check_fields, init_dcgan, make_norm, n_doublings, one_of, resize_up, seeded, up
+from .dcgan import check_fields, init_dcgan, make_norm, n_doublings, one_of, resize_up, seeded, up
 from .encoder import Encoder
 from .mixture import Mixture
 from .road import interleaved
@@ -201,10 +200,6 @@ class DilatedRecipe:
         if seed is not None: return seeded(seed, self.networks)
         G = DilatedGenerator(self.size, self.nz, self.ngf, self.dilate, self.norm)
         return dict(G=G) | (dict(mixture=Mixture(self.components, self.nz)) if self.components else {})
-
-    def prior(self, nets:dict)->Callable: # (n, generator) -> z (n,nz)
-        "Where latents come from."
-        return nets['mixture'] if self.components else lambda n, generator: LATENTS[self.latent](n, self.nz, generator, generator.device)
 
 # %% ../nbs/12a_pokegan2.ipynb #c048
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def noise(n=24, size=16) -> Images:
 
 def game(r=MSG, seed=0) -> Trainer:
     nets = r.networks(seed)
-    return Trainer(nets, r.phases(nets), noise(), r.prior(nets), r.batch, seed, device='cpu', bf16=False)
+    return Trainer(nets, r.phases(nets), noise(), nets['mixture'], r.batch, seed, device='cpu', bf16=False)
 
 
 def scales(n=4, size=16, seed=0, dtype=torch.float32): return pyramid(torch.rand(n, 3, size, size, generator=rng(seed), dtype=dtype)*2 - 1)
@@ -86,7 +86,7 @@ def test_the_two_players_take_turns(monkeypatch):
     calls, backward, forward = [], torch.Tensor.backward, DilatedGenerator.forward
     monkeypatch.setattr(torch.Tensor, 'backward', lambda *a, **k: (calls.append('backward'), backward(*a, **k))[1])
     monkeypatch.setattr(DilatedGenerator, 'forward', lambda *a, **k: (calls.append('G'), forward(*a, **k))[1])
-    t = Trainer(nets, msg_phases(nets['G'], nets['D'], adam(nets['G']), adam(nets['D']), *PAIRS['wgan']), noise(), MSG.prior(nets), 4, device='cpu', bf16=False)
+    t = Trainer(nets, msg_phases(nets['G'], nets['D'], adam(nets['G']), adam(nets['D']), *PAIRS['wgan']), noise(), nets['mixture'], 4, device='cpu', bf16=False)
     t.fit(steps=2)
     assert calls == ['G', 'backward', 'backward']*2
     was = {k: v.clone() for k, v in flatten(t.nets).items()}
@@ -181,6 +181,6 @@ def test_resume_is_exact(name, tmp_path):
 
 def test_in_bfloat16_the_penalty_stays_in_full_precision():
     nets = MSG.networks(0)
-    t = Trainer(nets, MSG.phases(nets), noise(), MSG.prior(nets), 4, device='cpu', bf16=True).fit(steps=2)
+    t = Trainer(nets, MSG.phases(nets), noise(), nets['mixture'], 4, device='cpu', bf16=True).fit(steps=2)
     assert all(torch.isfinite(v) for v in t.logs.values()) and t.logs['D/penalty'].dtype == torch.float32
     assert to_float(noise().x).dtype == torch.float32

@@ -13,6 +13,7 @@ from pokegan.data import Images, to_float
 from pokegan.encoder import Encoder
 from pokegan.pokegan2 import (PRETRAIN_RECIPES, Dilated, DilatedGenerator, PaintCB, PretrainRecipe, SmallEncoder, apart, flatness,
                               perceptual_loss, pretrain_phases, pyramid, reconstruct)
+from pokegan.recipes import latents
 from pokegan.train import Trainer, adam
 
 TOY = replace(PRETRAIN_RECIPES[0], size=16, nz=12, ngf=4, components=3, batch=4)
@@ -34,7 +35,7 @@ def encoder(d=12, seed=0):
 
 def game(r=TOY, E=None, callbacks=(), seed=0, images=None) -> Trainer:
     nets = r.networks(seed)
-    return Trainer(nets, r.phases(nets | dict(E=E or encoder())), images or noise(), r.prior(nets), r.batch, seed, callbacks, device='cpu', bf16=False)
+    return Trainer(nets, r.phases(nets | dict(E=E or encoder())), images or noise(), nets['mixture'], r.batch, seed, callbacks, device='cpu', bf16=False)
 
 
 class Counting(torch.nn.Module):
@@ -145,7 +146,7 @@ def test_perceptual_loss_against_numpy(kind, power):
 def test_one_look_at_each_picture():
     for features, looks in ((1., [(False, False), (True, True)]), (0., [(False, False)])):
         E, nets = Counting(encoder()), TOY.networks(0)
-        t = Trainer(nets, pretrain_phases(nets['G'], E, adam(nets['G']), features), noise(), TOY.prior(nets), 4, device='cpu', bf16=False).fit(steps=1)
+        t = Trainer(nets, pretrain_phases(nets['G'], E, adam(nets['G']), features), noise(), nets['mixture'], 4, device='cpu', bf16=False).fit(steps=1)
         assert E.looks == looks and set(t.logs) == {'G/loss', 'G/features', 'G/pixels'}
 
 
@@ -205,8 +206,8 @@ def test_recipe():
     assert torch.equal(state, torch.get_rng_state()) and all(torch.equal(x, y) for x, y in zip(flatten(a).values(), flatten(b).values()))
     assert set(replace(TOY, components=0).networks()) == {'G'}
     for r in (TOY, replace(TOY, components=0), replace(TOY, components=0, latent='uniform')):
-        z = r.prior(r.networks(0))(5, rng())
-        assert z.shape == (5, 12) and torch.equal(z, r.prior(r.networks(0))(5, rng()))
+        z = latents(r, r.networks(0))(5, rng())
+        assert z.shape == (5, 12) and torch.equal(z, latents(r, r.networks(0))(5, rng()))
 
 
 def test_resume_is_exact(tmp_path):
