@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['STEMS', 'ENCODER_RECIPES', 'resnet', 'sprite_stem', 'imagenet_stem', 'Encoder', 'embeddings', 'EncoderRecipe',
-           'encoder_sets', 'encoder_trainer', 'train_encoder', 'load_encoder']
+           'encoder_sets', 'encoder_trainer', 'ExamCB', 'train_encoder', 'load_encoder']
 
 # %% ../nbs/11b_encoder.ipynb #c003
 import json, socket
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -21,7 +22,7 @@ from .checkpoint import CheckpointCB, load_state, read_tensors, unflatten
 from .data import Images, to_float
 from .dcgan import check_fields, one_of, seeded
 from .pretext import TASKS, AccuracyCB, CosineCB, accuracy, classifier_phases, subset, split_rows, three_sets, turned
-from .train import Trainer, adam, check_budget, pick_device
+from .train import Callback, Trainer, adam, check_budget, pick_device
 
 # %% ../nbs/11b_encoder.ipynb #c007
 def resnet(
@@ -179,6 +180,16 @@ def encoder_trainer(r:EncoderRecipe, sets:dict, seed:int=0, device=None)->Traine
     return Trainer(nets, r.phases(nets), sets['train'], None, r.batch, seed, r.callbacks(nets, None, sets['val']), r.augment, device, None if r.amp else False)
 
 # %% ../nbs/11b_encoder.ipynb #c028
+class ExamCB(Callback):
+    "'test' in run.json: the test rows, asked once, when training ends. Stands after CheckpointCB in the list of callbacks."
+    def __init__(self, E:Encoder, images:Images, folder:str|Path): self.E, self.images, self.path = E, images, Path(folder)/'run.json'
+
+    def after_fit(self, t):
+        if t.rank: return
+        with t.autocast(): test = {k: round(v, 5) for k, v in accuracy(self.E, self.images).items()}
+        info = json.loads(self.path.read_text()) | dict(test=test)
+        with replacing(self.path) as p: p.write_text(json.dumps(info, indent=1))
+
 def train_encoder(
     r:EncoderRecipe,
     images:Images,       # all of them: held-out rows are split off here
@@ -188,7 +199,8 @@ def train_encoder(
     device=None,         # default: the best there is
     resume:bool=False,   # go on from state.safetensors
     save_every:int|None=None, # steps between checkpoints; default once a minute
-    callbacks:tuple=()   # more of them
+    callbacks:tuple=(),  # more of them
+    together:Callable=list # what holds all callbacks in the end; for several processes that of lesson 12c
 )->'Encoder': # from the folder, frozen
     "Train, judge by the test rows, write both down. Raises ValueError on wrong values."
     check_budget(steps, minutes)
@@ -199,11 +211,9 @@ def train_encoder(
     folder.mkdir(parents=True, exist_ok=True)
     data = dict(source=images.source, size=images.size, n=len(images), fingerprint=images.fingerprint, rows={k: len(s) for k, s in sets.items()})
     meta = dict(recipe=dict(family=r.family, **asdict(r)), names=names, data=data, budget=dict(steps=steps, minutes=minutes))
-    t.callbacks += [LoadCB(), LogCB(folder), *callbacks, CheckpointCB(folder, meta, save_every)]
+    t.callbacks += [LoadCB(), LogCB(folder), *callbacks, CheckpointCB(folder, meta, save_every), ExamCB(t.nets['E'], sets['test'], folder)]
+    t.callbacks = together(t.callbacks)
     t.fit(steps, minutes)
-    with t.autocast(): test = {k: round(v, 5) for k, v in accuracy(t.nets['E'], sets['test']).items()}
-    info = json.loads((folder/'run.json').read_text()) | dict(test=test)
-    with replacing(folder/'run.json') as p: p.write_text(json.dumps(info, indent=1))
     return load_encoder(folder)
 
 # %% ../nbs/11b_encoder.ipynb #c029

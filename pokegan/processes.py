@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['company', 'rank', 'n_together', 'join', 'means', 'average_gradients', 'from_first', 'agree', 'same_start',
-           'check_same', 'DistributedCB', 'load_once']
+           'check_same', 'DistributedCB', 'together', 'load_once']
 
 # %% ../nbs/12c_processes.ipynb #c003
 import atexit, os, re, shutil, signal, tempfile, threading
@@ -154,6 +154,13 @@ class DistributedCB(Callback):
         for s, h in self.handlers.items(): signal.signal(s, h)
         if n_together() > 1:
             with company(): dist.barrier()
+
+# %% ../nbs/12c_processes.ipynb #c39a
+def together(
+    callbacks:list # of all kinds, in their order
+) -> list: # the same; or one that holds them all
+    "Callbacks for as many processes as have joined."
+    return [DistributedCB(callbacks)] if n_together() > 1 else callbacks
 
 # %% ../nbs/12c_processes.ipynb #c044
 def load_once(

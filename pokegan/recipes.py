@@ -26,7 +26,7 @@ from .encoder import ENCODER_RECIPES, EncoderRecipe, embeddings, load_encoder, t
 from .features import extractor
 from .health import HealthCB
 from .losses import PAIRED, PAIRS, PENALTIES, bce, clip_weights
-from .processes import DistributedCB, from_first, join, load_once, n_together, rank
+from .processes import from_first, join, load_once, rank, together
 from .mixture import fit_mixture
 from .multiscale import POKEGAN2_RECIPES, PokeGAN2Recipe, start_from
 from .pokegan2 import PretrainRecipe
@@ -167,9 +167,11 @@ def read_info(folder:Path) -> dict:
     return info
 
 # %% ../nbs/15a_recipes.ipynb #c026
-def new_folder(name:str) -> Path:
-    "runs/NAME-1, or the next number that is free."
+def new_folder(name:str, run:str|Path|None=None) -> Path:
+    "RUN, else runs/NAME-1, or the next number that is free. Raises ValueError where RUN holds a run already."
     k = 1
+    if run and (Path(run)/'run.json').exists(): raise ValueError(f'{run} already holds a run: continue it with --resume, or name another folder')
+    if run: return Path(run)
     while (Path('runs')/f'{name}-{k}').exists(): k += 1
     return Path('runs')/f'{name}-{k}'
 
@@ -191,23 +193,21 @@ def train(
     "Train a recipe into a new run folder. Raises ValueError on wrong values, before anything is loaded or written."
     if steps is None and minutes is None: minutes = 3.
     check_budget(steps, minutes)
-    if track: extractor(track, device)  # a wrong name, or a missing package, should be said now
     r, device, progress = recipe(name, **changes), join(device), progress and not rank()
-    ready(r)
-    folder = Path(run) if run else from_first(lambda: new_folder(name))
-    if (folder/'run.json').exists(): raise ValueError(f'{folder} already holds a run: continue it with --resume, or name another folder')
+    extract = ready(r, track, device)
+    folder = from_first(lambda: new_folder(name, run))
     images = data if isinstance(data, Images) else load_once(data, r.size)
     if progress and images is not data and any(row.action == 'skip' for row in images.report.rows): print(images.report)
     if r.family == 'encoder': # judged by held-out pictures, not by samples
-        train_encoder(r, images, folder, steps, minutes, seed, device, save_every=save_every, callbacks=(ProgressCB(),)*progress)
+        train_encoder(r, images, folder, steps, minutes, seed, device, save_every=save_every, callbacks=(ProgressCB(),)*progress, together=together)
         return load_run(folder)
     plan = dict(recipe=to_plain(r), data=dict(source=images.source, size=images.size, n=len(images), fingerprint=images.fingerprint),
                 budget=dict(steps=steps, minutes=minutes, stop_on_trouble=stop_on_trouble, save_every=save_every, track=track))
-    if r.family == 'pokegan2':
-        folder.mkdir(parents=True, exist_ok=True) # the plan comes first: what is stopped in step 1 can go on as well
+    if r.family != 'pokegan2': return go(folder, r, images, plan, seed, device, progress, extract)
+    if not rank(): # the plan comes first: what is stopped in step 1 can go on as well
+        folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder/'run.json') as p: p.write_text(json.dumps(dict(schema=1, **plan, seed=seed, step=0, images=0, seconds=0., stopped='', notes=[]), indent=1))
-        return three_steps(folder, r, images, plan, seed, device, progress)
-    return go(folder, r, images, plan, seed, device, progress)
+    return three_steps(folder, r, images, plan, seed, device, progress, extract)
 
 # %% ../nbs/15a_recipes.ipynb #c029
 def resume(
@@ -222,15 +222,16 @@ def resume(
     folder, device = Path(folder), join(device)
     info = read_info(folder)
     r, budget = from_plain(info['recipe']), dict(info['budget'])
+    extract = ready(r, budget.get('track'), device)
     if steps is not None or minutes is not None: budget |= dict(steps=steps, minutes=minutes)
     images = data if isinstance(data, Images) else load_once(data or info['data']['source'], r.size)
     if images.fingerprint != info['data']['fingerprint']:
         raise ValueError(f"{folder} was trained on other images ({info['data']['source']}, fingerprint {info['data']['fingerprint']}); give those with --data")
     if r.family == 'encoder':
-        train_encoder(r, images, folder, budget['steps'], budget['minutes'], info['seed'], device, resume=True, callbacks=(ProgressCB(),)*progress)
+        train_encoder(r, images, folder, budget['steps'], budget['minutes'], info['seed'], device, resume=True, callbacks=(ProgressCB(),)*progress, together=together)
         return load_run(folder)
-    plan = dict(recipe=to_plain(r), data=info['data'], budget=budget)
-    return (three_steps if r.family == 'pokegan2' else go)(folder, r, images, plan, info['seed'], device, progress, again=(folder/'state.safetensors').exists())
+    plan, again = dict(recipe=to_plain(r), data=info['data'], budget=budget), from_first((folder/'state.safetensors').exists)
+    return (three_steps if r.family == 'pokegan2' else go)(folder, r, images, plan, info['seed'], device, progress, extract, again)
 
 # %% ../nbs/15a_recipes.ipynb #c030
 def go(
@@ -238,6 +239,7 @@ def go(
     plan:dict,        # what run.json holds besides the trainer's own: recipe, data, budget
     seed:int, device,
     progress:bool,
+    extract:Callable|None=None, # the features that track KID, where they do
     again:bool=False, # begin from state.safetensors
     **kw              # of `make_trainer`
 ) -> Run:
@@ -248,43 +250,45 @@ def go(
     if r.family != 'gan': t.callbacks += r.callbacks(t.nets | {k: v for k, v in kw.items() if k != 'start'}, folder, images)
     shown, budget = t.nets.get('G_ema', t.nets.get('G')), plan['budget']
     if shown: t.callbacks += [HealthCB(shown, t.prior, stop=budget['stop_on_trouble'], seed=seed), GridCB(folder, shown, t.prior, seed=seed)]
-    if shown and budget.get('track'):
-        extract = extractor(budget['track'], t.device)
+    if shown and extract:
         t.callbacks.append(KIDCB(folder, shown, t.prior, images, extract, seed=seed))
         if r.family == 'aegan': t.callbacks.append(CurvesCB(shown, t.prior, images, extract, seed=seed))
     t.callbacks += [LoadCB(), LogCB(folder), *([ProgressCB()] if progress else []), CheckpointCB(folder, plan, budget['save_every']), PictureCB(folder)]
     if r.family == 'aegan': t.callbacks.append(MomentsCB(folder))
-    if t.world > 1: t.callbacks = [DistributedCB(t.callbacks)]
+    t.callbacks = together(t.callbacks)
     t.fit(budget['steps'], budget['minutes'] and max(budget['minutes'] - budget.get('before', 0.), .001)) # minutes that earlier steps have had
     return load_run(folder)
 
-def three_steps(folder:Path, r:PokeGAN2Recipe, images:Images, plan:dict, seed:int, device, progress:bool, again:bool=False) -> Run: # arguments as in `go`
-    "PokeGAN-2.0: an encoder in folder/encoder, a generator that paints from its embeddings in folder/pretrain, then the GAN. What is done already is not done again."
+def three_steps(folder:Path, r:PokeGAN2Recipe, images:Images, plan:dict, seed:int, device, progress:bool, extract:Callable|None=None, again:bool=False) -> Run: # arguments as in `go`
+    "PokeGAN-2.0: an encoder in folder/encoder, a generator that paints from its embeddings in folder/pretrain, then the GAN. What is done already is not done again; Ctrl-C ends all three."
     whole, spent = plan['budget'], 0.
     def budget(share): return whole | dict(minutes=whole['minutes'] and share*whole['minutes'])
-    def begun(at): return read_info(at) if (at/'state.safetensors').exists() else None
+    def begun(at): return from_first(lambda: read_info(at) if (at/'run.json').exists() else None)
+    def check(at):
+        if read_info(at)['stopped'] == 'interrupted': raise KeyboardInterrupt
     if r.pretrained:
         at, e = folder/'encoder', recipe(r.encoder if {'species', 'name'} & images.labels.keys() else 'encoder-rotnet', size=r.size)
         was = begun(at)
-        mine = was['budget'] if was else budget(r.encoder_share)
-        if not (was and 'test' in was): train_encoder(e, images, at, mine['steps'], mine['minutes'], seed, device, bool(was), callbacks=(ProgressCB(),)*progress)
+        mine, done = was['budget'] if was else budget(r.encoder_share), was and 'test' in was and was['stopped'] != 'interrupted'
+        if not done: train_encoder(e, images, at, mine['steps'], mine['minutes'], seed, device, bool(was), callbacks=(ProgressCB(),)*progress, together=together)
+        check(at)
         at, p, spent = folder/'pretrain', r.pretrain(), mine['minutes'] or 0.
         E, was = load_encoder(folder/'encoder').to(device), begun(at)
         mine = was['budget'] if was else budget(r.pretrain_share)
-        def mixture(nets):
-            if 'mixture' in nets and not was: nets['mixture'].load_state_dict(fit_mixture(embeddings(E, images), p.components, seed=seed).state_dict())
-        go(at, p, images, plan | dict(recipe=to_plain(p), budget=mine), seed, device, progress, bool(was), start=mixture, E=E)
+        def mixture(nets): # fitted once, in process 0
+            if 'mixture' in nets and not was: nets['mixture'].load_state_dict(from_first(lambda: fit_mixture(embeddings(E, images), p.components, seed=seed).state_dict()))
+        go(at, p, images, plan | dict(recipe=to_plain(p), budget=mine), seed, device, progress, extract, bool(was), start=mixture, E=E)
+        check(at)
         spent += mine['minutes'] or 0.
     start = (lambda nets: start_from(nets, folder/'pretrain')) if r.pretrained and not again else None
-    return go(folder, r, images, plan | dict(budget=whole | dict(before=spent)), seed, device, progress, again, start=start)
+    return go(folder, r, images, plan | dict(budget=whole | dict(before=spent)), seed, device, progress, extract, again, start=start)
 
 # %% ../nbs/15a_recipes.ipynb #c031
-def ready(r):
-    "Raises ImportError where an encoder lacks its packages, ValueError where several processes would train what one must."
-    if r.family not in ('encoder', 'pokegan2'): return
-    if not all(map(importlib.util.find_spec, ('torchvision', 'sklearn'))):
+def ready(r, track:str|None=None, device=None) -> Callable|None: # the features that track KID, where they do
+    "What must be there before anything is loaded or written. Raises ImportError where a package is missing, ValueError on a wrong name of features."
+    if r.family in ('encoder', 'pokegan2') and not all(map(importlib.util.find_spec, ('torchvision', 'sklearn'))):
         raise ImportError(f'{r.name} needs torchvision and scikit-learn: pip install "pokegan[encoder]", or in a clone pip install ".[encoder]"')
-    if n_together() > 1: raise ValueError(f'{r.name} trains in one process; start it without torchrun')
+    return extractor(track, device) if track else None
 
 def newest_folder() -> Path:
     "The run folder that was written last. Raises ValueError when there is none."

@@ -173,3 +173,10 @@ def test_without_torchvision_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, 'torchvision.models', None)
     with pytest.raises(ImportError, match='encoder'): resnet()
     assert set(STEMS) == {'sprite', 'imagenet'}
+
+
+def test_resume_names_the_extra_before_it_loads_anything(tmp_path, monkeypatch):
+    from pokegan import recipes
+    (tmp_path/'run.json').write_text(json.dumps(dict(schema=1, recipe=recipes.to_plain(ENCODER_RECIPES[0]), budget={}, data=dict(source='nothing/here'))))
+    monkeypatch.setattr(recipes.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(ImportError, match='pip install'): recipes.resume(tmp_path, device='cpu')

@@ -13,7 +13,7 @@ from pokegan.checkpoint import CheckpointCB, read_tensors, write_tensors
 from pokegan.data import Images, load_images
 from pokegan.health import HealthCB
 from pokegan.losses import gp
-from pokegan.processes import DistributedCB, agree, average_gradients, from_first, join, load_once, means, rank
+from pokegan.processes import DistributedCB, agree, average_gradients, from_first, join, load_once, means, rank, together
 from pokegan.train import Callback
 
 SMALL = dict(size=32, ngf=8, ndf=8, batch=8, amp=False)
@@ -84,6 +84,39 @@ class Once(Callback):
     def __init__(self, step, who, what): self.step, self.who, self.what = step, who, what
     def after_step(self, t):
         if (t.step, t.rank) == (self.step, self.who): self.what(t)
+
+
+def small_resnet():
+    "A quarter of ResNet-34's parameters, for tests: one block in each stage."
+    from pokegan import encoder
+    from torchvision.models.resnet import BasicBlock, ResNet
+    encoder.resnet = lambda pretrained=False: ResNet(BasicBlock, [1, 1, 1, 1])
+
+
+def job_encoder(folder, die):
+    "An encoder learns which way is up; process 1 is killed in step 3 if it shall be."
+    from pokegan.encoder import train_encoder
+    from pokegan.recipes import recipe, resume
+    small_resnet()
+    if (Path(folder)/'run.json').exists(): done = resume(folder, data=noise(), device='cpu', progress=False).info
+    else:
+        kill = Once(3, 1, lambda t: os.kill(os.getpid(), signal.SIGKILL))
+        train_encoder(recipe('encoder-rotnet', size=32, batch=8, amp=False), noise(), folder, 4, device=join('cpu'), save_every=2, callbacks=(kill,)*die, together=together)
+        done = json.loads((Path(folder)/'run.json').read_text())
+    Path(folder, f'{rank()}.json').write_text(json.dumps(done['test']))
+
+
+def job_three_steps(folder, stop):
+    "PokeGAN-2.0 on two steps each; process 1 is terminated in the first step of the trainer that has the network `stop`."
+    from pokegan import encoder, recipes
+    small_resnet()
+    class StopCB(Callback):
+        def after_step(self, t):
+            if (t.rank, t.step, ''.join(k for k in 'ED' if k in t.nets)) == (1, 1, stop): os.kill(os.getpid(), signal.SIGTERM)
+    encoder.LoadCB = recipes.LoadCB = StopCB  # in place of a callback that does not matter here
+    if (Path(folder)/'run.json').exists(): done = recipes.resume(folder, data=noise(), device='cpu', progress=False)
+    else: done = recipes.train('pokegan2-msg', noise(), folder, steps=2, device='cpu', progress=False, **SMALL, components=5)
+    Path(folder, f'{rank()}.json').write_text(json.dumps([done.info['step'], done.sample(2).abs().sum().item()]))
 
 
 def job_stops(folder, how):
@@ -339,6 +372,37 @@ def test_a_run_keeps_its_number_of_processes(zygote, tmp_path):
     assert zygote.codes() == [1] and 'trained by 2 processes; resume it with as many' in zygote.log.read_text().splitlines()[-1]
 
 
+def tensors(folder) -> dict: return read_tensors(folder/'state.safetensors')[0]
+
+
+def equal(a:dict, b:dict) -> bool: return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_an_encoder_is_killed_and_resumed(zygote, tmp_path):
+    whole = zygote.run('encoder', folder=tmp_path/'whole', die=False)
+    zygote.start('encoder', folder=tmp_path/'killed', die=True)
+    assert zygote.codes() == [1, -signal.SIGKILL] and json.loads((tmp_path/'killed/run.json').read_text())['step'] == 2
+    killed = zygote.run('encoder', folder=tmp_path/'killed', die=False)
+    assert whole == killed and whole[0] == whole[1] and set(whole[0]) == {'top1', 'top5', 'loss'}, 'one exam, which both have read'
+    assert equal(*map(tensors, (tmp_path/'whole', tmp_path/'killed')))
+    info, row = json.loads((tmp_path/'killed/run.json').read_text()), read_log(tmp_path/'killed/log.csv')[-1]
+    assert (info['processes'], info['step'], info['images'], info['stopped']) == (2, 4, 2*4*8, '') and {'lr', 'val/top1'} <= row.keys()
+
+
+def test_three_steps_stopped_in_each_and_resumed(zygote, tmp_path):
+    "Terminated while the encoder learns, terminated while G paints, and at last left in peace: the same bits as a run that always was."
+    whole, folder = zygote.run('three_steps', folder=tmp_path/'whole', stop='none'), tmp_path/'parts'
+    def at(): return {k: (i['step'], i['stopped'], i['processes']) for k in ('encoder', 'pretrain', '.') if 'processes' in (i := json.loads(p.read_text()) if (p := folder/k/'run.json').exists() else {})}
+    for stop, want in dict(E=dict(encoder=(1, 'interrupted', 2)), G=dict(encoder=(2, '', 2), pretrain=(1, 'interrupted', 2))).items():
+        zygote.start('three_steps', folder=folder, stop=stop.replace('G', ''))
+        assert zygote.codes() == [1, 1] and at() == want, zygote.log.read_text()
+    assert zygote.run('three_steps', folder=folder, stop='none') == whole and whole[0] == whole[1]
+    assert at() == {'encoder': (2, '', 2), 'pretrain': (2, '', 2), '.': (2, '', 2)}
+    for k in ('encoder', 'pretrain', '.'): assert equal(tensors(tmp_path/'whole'/k), tensors(folder/k)), k
+    means = [read_tensors(folder/k/'last.safetensors')[0]['mixture.means'] for k in ('pretrain', '.')]
+    assert torch.equal(*means) and means[0].abs().max() > 0, 'fitted once, by process 0, and carried along'
+
+
 def test_data_is_prepared_once(zygote, tmp_path):
     (n0, *first), (n1, *second) = zygote.run('data', folder=tmp_path, source='creatures:90')
     assert (n0, n1) == (1, 0) and first == second and first[1] == 'creatures:90' and first[0] == load_images('creatures:90', 32).fingerprint
@@ -368,7 +432,7 @@ def test_alone_it_changes_nothing():
         handler = signal.getsignal(signal.SIGTERM)
         weights.append(torch.cat([p.detach().flatten() for m in t.fit(3).nets.values() for p in m.parameters()]))
         assert signal.getsignal(signal.SIGTERM) is handler and not dist.is_initialized()
-    assert torch.equal(*weights) and rank() == 0 and agree('x') == 'x' and from_first(lambda: 3) == 3
+    assert together([]) == [] and torch.equal(*weights) and rank() == 0 and agree('x') == 'x' and from_first(lambda: 3) == 3
 
 
 def test_batch_norm_is_converted_in_place():
@@ -405,6 +469,16 @@ def test_torchrun_trains_one_run(tmp_path):
     assert out.count('step 6, 384 images') == 1 and [d.name for d in (tmp_path/'runs').iterdir()] == ['dcgan-quick-1']
     info = json.loads((tmp_path/'runs/dcgan-quick-1/run.json').read_text())
     assert info['processes'] == 2 and info['images'] == 2*6*32 and (tmp_path/'runs/dcgan-quick-1/progress.gif').exists()
+
+
+def test_torchrun_trains_what_has_an_encoder(tmp_path):
+    "PokeGAN-2.0, then the encoder in its folder for one step more."
+    for words, at, n in ((('--recipe', 'pokegan2-msg', '--data', 'creatures:100', '--steps', 1, '--size', 32, '--run', 'a'), 'a', 128), (('--resume', '--steps', 2, '--run', 'a/encoder'), 'a/encoder', 256)):
+        p = torchrun('train', '--device', 'cpu', *words, cwd=tmp_path)
+        out, err = p.communicate(timeout=120)
+        assert p.returncode == 0 and out.count(f', {n} images') == 1, err
+        assert json.loads((tmp_path/at/'run.json').read_text())['processes'] == 2 and not list(tmp_path.rglob('.*aside'))
+    assert 'test' in json.loads((tmp_path/'a/encoder/run.json').read_text()) and (tmp_path/'a/pretrain/last.safetensors').exists()
 
 
 def test_ctrl_c_saves_once_and_resume_goes_on(tmp_path):

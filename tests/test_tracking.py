@@ -4,12 +4,13 @@ import time
 import pytest
 import torch
 
+from pokegan import recipes
 from pokegan.callbacks import LogCB, draw_latents, read_log
 from pokegan.checkpoint import CheckpointCB, flatten, load_state, read_tensors, unflatten, write_tensors
 from pokegan.data import Images
 from pokegan.dcgan import GANRecipe
 from pokegan.features import extractor
-from pokegan.recipes import make_trainer
+from pokegan.recipes import make_trainer, resume, train
 from pokegan.tracking import Allowance, KIDCB, read_best
 from pokegan.train import Callback
 
@@ -200,3 +201,14 @@ def test_fit_twice_keeps_what_was_learned(tmp_path):
     ref, looks = cb.ref, len(cb.curve)
     t.fit(steps=9)
     assert cb.ref is ref and len(cb.curve) > looks
+
+
+def test_features_are_built_once_and_before_anything_is_loaded(tmp_path, monkeypatch):
+    built = []
+    monkeypatch.setattr(recipes, 'extractor', lambda name, device: built.append(name) or extractor(name, device))
+    train('dcgan-quick', IMAGES, tmp_path/'a', steps=1, track='random', device='cpu', progress=False, size=32, ngf=8, ndf=8)
+    assert built == ['random'] and read_best(tmp_path/'a/best.safetensors')['step'] == 1
+    resume(tmp_path/'a', steps=2, data=IMAGES, device='cpu', progress=False)
+    assert built == ['random']*2
+    with pytest.raises(ValueError, match='vgg'): train('dcgan-quick', 'nothing/here', tmp_path/'b', steps=1, track='vgg', device='cpu')
+    assert not (tmp_path/'b').exists()
