@@ -1,0 +1,60 @@
+"""Do reconstruction terms keep kinds alive? A DCGAN, AEGAN, and AEGAN without them: the same G and Dx, the published widths, equal time.
+
+    python benchmarks/coverage.py [--minutes 3.3] [--seeds 3] [--device cuda] [--rival aegan --seed 0]
+
+Data: 64 px creatures of 24 known species; a species classifier counts the kinds among 1,000 pictures (lessons 08d and 10b).
+With --rival and --seed one of the trainings alone, so that several can share a card.
+"""
+import argparse, random
+from dataclasses import replace
+
+import torch
+
+from pokegan.aegan import AEGAN_RECIPES
+from pokegan.callbacks import draw_latents
+from pokegan.coverage import coverage_rows, herd, train_classifier
+from pokegan.losses import d_bce, g_bce
+from pokegan.smoothing import noisy_targets
+from pokegan.train import Trainer, adam, gan_phases, pick_device
+
+AEGAN = AEGAN_RECIPES[0]
+RIVALS = dict(dcgan=AEGAN, aegan=AEGAN, norec=replace(AEGAN, rec_x=0., rec_z=0.))
+
+
+def trainer(rival: str, seed: int, images, device) -> Trainer:
+    "One rival, ready to fit; the DCGAN has G and Dx of the AEGAN, started alike."
+    r = RIVALS[rival]
+    nets = {k: m.to(device, memory_format=torch.channels_last) for k, m in r.networks(seed).items()}
+    if rival != 'dcgan': return Trainer(nets, r.phases(nets), images, r.prior, r.batch, seed, device=device)
+    G, D, kw = nets['G'], nets['Dx'], dict(betas=r.betas, weight_decay=r.weight_decay)
+    def d_loss(real, fake, generator):
+        return d_bce(real, fake, *noisy_targets(len(real), r.real_target, r.fake_target, r.target_noise, r.flip, generator, real.device))/2
+    return Trainer(dict(G=G, D=D), gan_phases(G, D, adam(G, lr=r.lr, **kw), adam(D, lr=r.lr_d, **kw), d_loss, g_bce), images, r.prior, r.batch, seed, device=device)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    p.add_argument('--minutes', type=float, default=3.3)
+    p.add_argument('--seeds', type=int, default=3)
+    p.add_argument('--device')
+    p.add_argument('--rival', choices=tuple(RIVALS))
+    p.add_argument('--seed', type=int)
+    a = p.parse_args()
+    device, few = pick_device(a.device), sorted(random.Random(0).sample(range(1000), 24))
+    images, others = herd(3840, few, size=64), herd(2000, few, size=64, seed=1)
+    judge = train_classifier(herd(2400, few, size=64), 'species', epochs=6)
+    for rival in [a.rival] if a.rival else RIVALS:
+        shares = []
+        for seed in range(a.seeds) if a.seed is None else [a.seed]:
+            t = trainer(rival, seed, images, device).fit(minutes=a.minutes)
+            x = torch.cat([draw_latents(t.nets['G'], z).cpu() for z in AEGAN.prior(1000, torch.Generator().manual_seed(99)).split(250)])
+            found, other = coverage_rows({rival: x}, others.x, judge)
+            shares.append(found[rival].share)
+            print(f'{rival:6} seed {seed}  {t.step:6,} steps  covered {shares[-1]:4.0%}  counted {found[rival].counted:4.0%}  distance {found[rival].distance(other):.2f}', flush=True)
+        v = torch.tensor(shares)
+        if len(v) > 1: print(f'{rival:6} covered {v.mean():.0%} ± {v.std()/len(v)**.5:.0%} ({len(v)} seeds)')
+    floor = found['real (floor)']
+    print(f'real   covered {floor.share:4.0%}  counted {floor.counted:4.0%}  distance {floor.distance(other):.2f}')
+
+
+if __name__ == '__main__': main()
