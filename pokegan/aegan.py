@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AEGAN_RECIPES', 'latent_discriminator', 'RoundTrips', 'judge', 'ge_terms', 'aegan_phases', 'AEGANRecipe', 'CurvesCB',
-           'plot_curves']
+           'plot_curves', 'CurvesPictureCB']
 
 # %% ../nbs/10b_aegan.ipynb #c003
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .callbacks import draw_latents
+from .callbacks import draw_latents, read_log, replacing
 from .data import Images
 from .dcgan import LATENTS, check_fields, conv_discriminator, conv_generator, init_dcgan, n_doublings, seeded
 from .distances import frechet, inception_score
@@ -221,3 +221,12 @@ def plot_curves(
         ax.legend(fontsize=8)
     fig.suptitle(title, fontsize=10)
     return fig
+
+class CurvesPictureCB(Callback):
+    "curves.png, when training ends and the log has such numbers. Stands after LogCB."
+    def __init__(self, folder:str|Path): self.folder = Path(folder)
+
+    def after_fit(self, t):
+        rows = [] if t.rank else read_log(self.folder/'log.csv')
+        if not any(k in r for r in rows for k in ('kid', 'fid', 'IS')): return
+        with replacing(self.folder/'curves.png') as p: plot_curves(rows, f'step {t.step}').savefig(p, format='png', dpi=100)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .aegan import AEGAN_RECIPES, AEGANRecipe, CurvesCB
+from .aegan import AEGAN_RECIPES, AEGANRecipe, CurvesCB, CurvesPictureCB
 from .augment import ADACB, AdaptiveAugment, diffaugment
 from .callbacks import GridCB, LoadCB, LogCB, PictureCB, ProgressCB, read_log, replacing
 from .checkpoint import CheckpointCB, EMACB, load_state, read_tensors, unflatten
@@ -254,7 +254,7 @@ def go(
         t.callbacks.append(KIDCB(folder, shown, t.prior, images, extract, seed=seed))
         if r.family == 'aegan': t.callbacks.append(CurvesCB(shown, t.prior, images, extract, seed=seed))
     t.callbacks += [LoadCB(), LogCB(folder), *([ProgressCB()] if progress else []), CheckpointCB(folder, plan, budget['save_every']), PictureCB(folder)]
-    if r.family == 'aegan': t.callbacks.append(MomentsCB(folder))
+    if r.family == 'aegan': t.callbacks += [MomentsCB(folder), CurvesPictureCB(folder)]
     t.callbacks = together(t.callbacks)
     t.fit(budget['steps'], budget['minutes'] and max(budget['minutes'] - budget.get('before', 0.), .001)) # minutes that earlier steps have had
     return load_run(folder)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pokegan.aegan import AEGAN_RECIPES, AEGANRecipe, CurvesCB, RoundTrips, judge, latent_discriminator, plot_curves
+from pokegan.aegan import AEGAN_RECIPES, AEGANRecipe, CurvesCB, CurvesPictureCB, RoundTrips, judge, latent_discriminator, plot_curves
 from pokegan.callbacks import LogCB, read_log
 from pokegan.checkpoint import load_state, save_state
 from pokegan.data import load_images
@@ -146,13 +146,13 @@ def test_pictures_on_the_way_do_not_change_training(images, tmp_path):
     a, b = trainer(SMALL, images), trainer(SMALL, images)
     a.fit(steps=4)
     curves = CurvesCB(b.nets['G'], b.prior, images, extractor('random', 'cpu'), n=32, share=.9, every=1)
-    b.callbacks = [curves, LogCB(tmp_path, every=1), *SMALL.callbacks(b.nets, tmp_path, images)]
+    b.callbacks = [curves, LogCB(tmp_path, every=1), CurvesPictureCB(tmp_path), *SMALL.callbacks(b.nets, tmp_path, images)]
     b.fit(steps=4)
     for k in a.nets:
         for p, q in zip(a.nets[k].state_dict().values(), b.nets[k].state_dict().values()): assert torch.equal(p, q), k
     rows = read_log(tmp_path/'log.csv')
     assert any('fid' in r and 'fid_real' in r for r in rows) and not any('IS' in r for r in rows)  # random filters know no classes
-    assert sorted((tmp_path/'reconstructions').glob('*.png')) and plot_curves(rows).axes
+    assert sorted((tmp_path/'reconstructions').glob('*.png')) and plot_curves(rows).axes and (tmp_path/'curves.png').stat().st_size > 1000
 
 
 def test_faithful_dz_answers_the_same_mean():

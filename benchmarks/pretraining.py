@@ -1,0 +1,76 @@
+"""Does pre-training shorten GAN training, and do the four losses of PokeGAN-2.0 differ? KID against time on your own pictures.
+
+    python benchmarks/pretraining.py --data data/species-64 --pretrain runs/pokegan2-msg-1/pretrain [--seconds 200] [--seeds 1] [--device cuda]
+
+Each recipe is trained from the generator of step 2 (RUN/pretrain) and from nothing; both draw their latents from the mixture of step 2.
+With --recipe, --start and --seed one of the trainings alone, so that several can share a card.
+"""
+import argparse, json, time
+from pathlib import Path
+
+import torch
+
+from pokegan.callbacks import draw_latents, save_png
+from pokegan.data import load_images
+from pokegan.distances import kid
+from pokegan.features import extractor, features
+from pokegan.multiscale import start_from
+from pokegan.recipes import make_trainer, read_info, recipe
+from pokegan.train import Callback, pick_device
+
+RECIPES = ('pokegan2-dcgan', 'pokegan2-wgan', 'pokegan2-wgangp', 'pokegan2-msg')
+
+
+class KIDAt(Callback):
+    "KID x1000 of the moving average at given times; the clock stands still meanwhile."
+    def __init__(self, at, z, extract, real): self.at, self.z, self.extract, self.real, self.rows, self.lost = list(at), z, extract, real, [], 0.
+
+    def before_fit(self, t): self.look(t, 0.)
+
+    def after_step(self, t):
+        if t.device.type == 'cuda' and t.step % 10 == 0: torch.cuda.synchronize()
+        if t.seconds - self.lost >= self.at[0]: self.look(t, t.seconds - self.lost)
+
+    def look(self, t, seconds):
+        t0 = time.perf_counter()
+        self.x = torch.cat([draw_latents(t.nets['G_ema'], z).cpu() for z in self.z.split(64)])
+        value, se = kid(features(self.extract, self.x), self.real)
+        self.rows.append(dict(seconds=round(seconds, 1), step=t.step, kid=round(1000*value, 1), se=round(1000*se, 1)))
+        self.at = [s for s in self.at if s > seconds]
+        t.stop = '' if self.at else 'time is up'
+        self.lost += time.perf_counter() - t0
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    p.add_argument('--data', required=True)
+    p.add_argument('--pretrain', required=True, type=Path)
+    p.add_argument('--seconds', type=float, default=200)
+    p.add_argument('--seeds', type=int, default=1)
+    p.add_argument('--n', type=int, default=1024, help='generated pictures for each KID')
+    p.add_argument('--device')
+    p.add_argument('--recipe', choices=RECIPES)
+    p.add_argument('--start', choices=('pretrained', 'nothing'))
+    p.add_argument('--seed', type=int)
+    p.add_argument('--out', type=Path, help='folder for a grid and the rows of each training')
+    a = p.parse_args()
+    device, images = pick_device(a.device), load_images(a.data, 64)
+    extract = extractor('effnet-lite0', device)
+    real = features(extract, images.x[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:4096]])
+    components = read_info(a.pretrain)['recipe']['components']
+    for name in [a.recipe] if a.recipe else RECIPES:
+        for start in [a.start] if a.start else ('pretrained', 'nothing'):
+            for seed in range(a.seeds) if a.seed is None else [a.seed]:
+                names = ('G', 'mixture') if start == 'pretrained' else ('mixture',)
+                t = make_trainer(recipe(name, components=components), images, seed, device, start=lambda nets: start_from(nets, a.pretrain, names))
+                look = KIDAt([a.seconds*s for s in (.05, .1, .25, .5, 1)], t.prior(a.n, torch.Generator().manual_seed(1)), extract, real)
+                t.callbacks.append(look)
+                t.fit(minutes=a.seconds)  # the callback ends it
+                print(f'{name:16} from {start:10} seed {seed}  ' + '  '.join(f"{r['seconds']:.0f} s {r['kid']:.0f}" for r in look.rows) + f'   {t.step} steps', flush=True)
+                if a.out:
+                    a.out.mkdir(parents=True, exist_ok=True)
+                    save_png(look.x[:16], a.out/f'{name}-{start}-{seed}.png')
+                    (a.out/f'{name}-{start}-{seed}.json').write_text(json.dumps(look.rows))
+
+
+if __name__ == '__main__': main()
