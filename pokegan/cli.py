@@ -58,7 +58,8 @@ def main(
     try: code = app(args=(sys.argv[1:] if args is None else args) or ['--help'], prog_name='pokegan', standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort): code = 130
     except (ValueError, OSError, ImportError, ClickException) as e:
-        message = ' '.join((e.format_message() if isinstance(e, ClickException) else str(e)).split())
+        said = e.format_message() if isinstance(e, ClickException) else f'{e.filename}: {e.strerror}' if getattr(e, 'filename', None) else getattr(e, 'strerror', None) or str(e)
+        message = ' '.join(said.split())
         if not RANK or isinstance(e, OSError): print(f'pokegan: {message}', file=sys.stderr)  # a user's mistake is the same in every process
         code = 2
     if code == 130 and not RANK: print('pokegan: interrupted', file=sys.stderr)
