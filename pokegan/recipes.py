@@ -30,6 +30,7 @@ from .processes import from_first, join, load_once, rank, together
 from .mixture import fit_mixture
 from .multiscale import POKEGAN2_RECIPES, PokeGAN2Recipe, start_from
 from .pokegan2 import PretrainRecipe
+from .projected import PROJECTED_RECIPES, ProjectedRecipe, feature_maps
 from .road import MomentsCB
 from .sampling import prior, sample
 from .smoothing import noisy_targets
@@ -37,8 +38,8 @@ from .tracking import KIDCB
 from .train import Trainer, check_budget, gan_phases, optimiser, pick_device, split_gan_phases
 
 # %% ../nbs/15a_recipes.ipynb #c007
-FAMILIES = {c.family: c for c in (GANRecipe, AEGANRecipe, EncoderRecipe, PretrainRecipe, PokeGAN2Recipe)}
-RECIPES = {r.name: r for r in (*DCGAN_RECIPES, *AEGAN_RECIPES, *ENCODER_RECIPES, *POKEGAN2_RECIPES)}
+FAMILIES = {c.family: c for c in (GANRecipe, AEGANRecipe, EncoderRecipe, PretrainRecipe, PokeGAN2Recipe, ProjectedRecipe)}
+RECIPES = {r.name: r for r in (*DCGAN_RECIPES, *AEGAN_RECIPES, *ENCODER_RECIPES, *POKEGAN2_RECIPES, *PROJECTED_RECIPES)}
 DEFAULT = 'dcgan-quick'
 
 def recipe(
@@ -288,6 +289,7 @@ def ready(r, track:str|None=None, device=None) -> Callable|None: # the features 
     "What must be there before anything is loaded or written. Raises ImportError where a package is missing, ValueError on a wrong name of features."
     if r.family in ('encoder', 'pokegan2') and not all(map(importlib.util.find_spec, ('torchvision', 'sklearn'))):
         raise ImportError(f'{r.name} needs torchvision and scikit-learn: pip install "pokegan[encoder]", or in a clone pip install ".[encoder]"')
+    if r.family == 'projected': feature_maps(r.look, r.look_size)
     return extractor(track, device) if track else None
 
 def newest_folder() -> Path:
