@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'RECIPES', 'DEFAULT', 'recipe', 'to_plain', 'from_plain', 'phases', 'change_reals', 'latents',
-           'make_trainer', 'gan_game', 'Run', 'load_run', 'read_info', 'new_folder', 'train', 'resume', 'go',
-           'three_steps', 'ready', 'newest_folder']
+           'make_trainer', 'gan_game', 'Run', 'load_run', 'pretrained', 'read_info', 'new_folder', 'train', 'resume',
+           'go', 'three_steps', 'ready', 'newest_folder']
 
 # %% ../nbs/15a_recipes.ipynb #c003
 import importlib.util, json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -143,24 +144,33 @@ class Run:
 
 # %% ../nbs/15a_recipes.ipynb #c024
 def load_run(
-    folder:str|Path,  # of a run
+    folder:str|Path,  # of a run, or one of `pretrained()`
     which:str='last'  # 'last', or 'best' by KID where that was tracked
 ) -> Run:
     "Open a run folder; no generator of random numbers is touched. Raises ValueError where it is not one."
     folder = Path(folder)
+    if not folder.exists() and str(folder) in pretrained(): folder = pretrained()[str(folder)]
     info = read_info(folder)
     r = from_plain(info['recipe'])
     one_of('which', which, ('last', 'best'))
     if which == 'best' and not (folder/'best.safetensors').exists(): raise ValueError(f'{folder} has no best.safetensors; train with --track effnet-lite0 to keep it')
     tensors, meta = read_tensors(folder/f'{which}.safetensors')
     nets = (replace(r, pretrained=False) if r.family == 'encoder' else r).networks(seed=0) # nothing is downloaded here
-    for k, m in nets.items(): m.eval().load_state_dict(unflatten(tensors, f'{k}_ema') or unflatten(tensors, k))
+    saved = {k: unflatten(tensors, f'{k}_ema') or unflatten(tensors, k) for k in nets}
+    nets = {k: m.eval() for k, m in nets.items() if saved[k]} # what was published has no D
+    for k, m in nets.items(): m.load_state_dict(saved[k])
     return Run(folder, info | dict(step=int(meta['step'])), r, nets)
+
+def pretrained() -> dict: # name -> folder
+    "The generators that come with the package."
+    return {p.parent.name: p.parent for p in sorted(Path(str(files('pokegan'))).glob('pretrained/*/run.json'))}
 
 def read_info(folder:Path) -> dict:
     "run.json of a run folder. Raises ValueError where it is missing, cannot be read, or was written by something else."
     try: info = json.loads((folder/'run.json').read_text())
-    except FileNotFoundError: raise ValueError(f'{folder} is not a run folder (no run.json); runs are made by `pokegan train`') from None
+    except FileNotFoundError:
+        also = f', and ready ones are {", ".join(pretrained())}' if pretrained() else ''
+        raise ValueError(f'{folder} is not a run folder (no run.json); runs are made by `pokegan train`{also}') from None
     except json.JSONDecodeError: raise ValueError(f'{folder}/run.json cannot be read; is it from `pokegan train`?') from None
     try: known = info.get('schema') == 1 and bool(from_plain(info['recipe']))
     except (ValueError, KeyError, TypeError, AttributeError): known = False
