@@ -16,7 +16,7 @@ import typer
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help='Learn GANs by making new creatures. Start with: pokegan train')
 SOURCE = 'creatures, creatures:N, kaggle:owner/name, a folder, a .zip or .tar, or a prepared folder'
-FEATURES = 'what is compared: features of effnet-lite0, inception or random'
+FEATURES = "what is compared: features of effnet-lite0, inception or random, or an encoder's run folder"
 RANK = int(os.environ.get('RANK', 0))  # torchrun numbers its processes; 0 speaks for all
 Opt, Arg = typer.Option, typer.Argument
 ClickException = typer.BadParameter.__mro__[2]  # BadParameter < UsageError < ClickException; typer has no public name for it

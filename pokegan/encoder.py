@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STEMS', 'ENCODER_RECIPES', 'resnet', 'sprite_stem', 'imagenet_stem', 'Encoder', 'embeddings', 'EncoderRecipe',
-           'encoder_sets', 'encoder_trainer', 'ExamCB', 'train_encoder', 'load_encoder']
+           'encoder_sets', 'encoder_trainer', 'ExamCB', 'train_encoder', 'load_encoder', 'judge']
 
 # %% ../nbs/11b_encoder.ipynb #c003
-import json, socket
+import hashlib, json, socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from .callbacks import LoadCB, LogCB, replacing
 from .checkpoint import CheckpointCB, load_state, read_tensors, unflatten
 from .data import Images, to_float
 from .dcgan import check_fields, one_of, seeded
+from .features import Extractor, extractor
 from .pretext import TASKS, AccuracyCB, CosineCB, accuracy, classifier_phases, subset, split_rows, three_sets, turned
 from .train import Callback, Trainer, adam, check_budget, pick_device
 
@@ -230,3 +231,19 @@ def load_encoder(
     E.load_state_dict(unflatten(read_tensors(folder/'last.safetensors')[0], 'E'))
     E.names = tuple(info['names'])
     return E.requires_grad_(False).eval()
+
+# %% ../nbs/11b_encoder.ipynb #judge2
+class _Embedded(nn.Module):
+    def __init__(self, E): super().__init__(); self.E = E
+    def forward(self, x): return self.E.embed(x)
+
+def judge(
+    name:str|Path='effnet-lite0', # as for `features.extractor`, or an encoder's run folder
+    device=None # default: the best there is
+)->Callable: # x (b,3,h,w) in [-1,1] -> (b,d) float32
+    "Features to measure with. Raises ValueError on a wrong name or folder, ImportError where an extra is missing."
+    folder = Path(name) if isinstance(name, (str, Path)) else None
+    if folder is None or not (folder/'run.json').exists(): return extractor(name, device)
+    E, file = load_encoder(folder), folder/'last.safetensors'
+    info = json.loads((folder/'run.json').read_text())
+    return Extractor(info['recipe']['name'], _Embedded(E), info['data']['size'], 512, E.head, hashlib.sha256(file.read_bytes()).hexdigest()[:8]).to(pick_device(device))
