@@ -22,6 +22,7 @@ from .augment import ADACB, AdaptiveAugment, diffaugment
 from .callbacks import GridCB, LoadCB, LogCB, PictureCB, ProgressCB, read_log, replacing
 from .checkpoint import CheckpointCB, EMACB, load_state, read_tensors, unflatten
 from .data import Images
+from .eyes import feature_maps
 from .dcgan import DCGAN_RECIPES, GANRecipe, one_of
 from .encoder import ENCODER_RECIPES, EncoderRecipe, embeddings, judge, load_encoder, train_encoder
 from .health import HealthCB
@@ -30,7 +31,8 @@ from .processes import from_first, join, load_once, rank, together
 from .mixture import fit_mixture
 from .multiscale import POKEGAN2_RECIPES, PokeGAN2Recipe, start_from
 from .pokegan2 import PretrainRecipe
-from .projected import PROJECTED_RECIPES, ProjectedRecipe, feature_maps
+from .instances import INSTANCE_RECIPES, InstanceRecipe
+from .projected import PROJECTED_RECIPES, ProjectedRecipe
 from .road import MomentsCB
 from .sampling import prior, sample
 from .smoothing import noisy_targets
@@ -38,8 +40,8 @@ from .tracking import KIDCB
 from .train import Trainer, check_budget, gan_phases, optimiser, pick_device, split_gan_phases
 
 # %% ../nbs/15a_recipes.ipynb #c007
-FAMILIES = {c.family: c for c in (GANRecipe, AEGANRecipe, EncoderRecipe, PretrainRecipe, PokeGAN2Recipe, ProjectedRecipe)}
-RECIPES = {r.name: r for r in (*DCGAN_RECIPES, *AEGAN_RECIPES, *ENCODER_RECIPES, *POKEGAN2_RECIPES, *PROJECTED_RECIPES)}
+FAMILIES = {c.family: c for c in (GANRecipe, AEGANRecipe, EncoderRecipe, PretrainRecipe, PokeGAN2Recipe, ProjectedRecipe, InstanceRecipe)}
+RECIPES = {r.name: r for r in (*DCGAN_RECIPES, *AEGAN_RECIPES, *ENCODER_RECIPES, *POKEGAN2_RECIPES, *PROJECTED_RECIPES, *INSTANCE_RECIPES)}
 DEFAULT = 'dcgan-quick'
 
 def recipe(
@@ -91,6 +93,7 @@ def change_reals(r:GANRecipe): # (x, generator) -> x, or None
 # %% ../nbs/15a_recipes.ipynb #c020
 def latents(r, nets:dict, truncation:float|None=None) -> Callable: # (n, generator) -> z (n,nz)
     "Where a recipe's latents come from: a distribution by name, or the mixture that stands among its networks."
+    if 'codes' in nets: return nets['codes']
     if 'mixture' not in nets: return prior(r.latent, r.nz, truncation)
     if truncation is not None: raise ValueError('latents of a mixture are not truncated; leave out --truncation')
     return nets['mixture']
@@ -103,6 +106,7 @@ def make_trainer(r, images:Images, seed:int=0, device=None,
     if images.size != r.size: raise ValueError(f'the images are {images.size} px and the recipe {r.size}: prepare them with --size {r.size}')
     device = pick_device(device)
     nets = {k: m.to(device, memory_format=torch.channels_last) for k, m in r.networks(seed).items()}
+    if r.family == 'instance': r.begin(nets, images)
     if start: start(nets)
     game, callbacks, change = gan_game(r, nets) if r.family == 'gan' else (r.phases(nets | others), [], None)
     if r.ema:
@@ -298,7 +302,7 @@ def ready(r, track:str|None=None, device=None) -> Callable|None: # the features 
     "What must be there before anything is loaded or written. Raises ImportError where a package is missing, ValueError on a wrong name of features."
     if r.family in ('encoder', 'pokegan2') and not all(map(importlib.util.find_spec, ('torchvision', 'sklearn'))):
         raise ImportError(f'{r.name} needs torchvision and scikit-learn: pip install "pokegan[encoder]", or in a clone pip install ".[encoder]"')
-    if r.family == 'projected': feature_maps(r.look, r.look_size)
+    if r.family in ('projected', 'instance'): feature_maps(r.look, r.look_size)
     return judge(track, device) if track else None
 
 def newest_folder() -> Path:

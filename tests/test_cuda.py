@@ -16,7 +16,7 @@ from test_processes import SMALL, Recorder, Rows, far, noise
 from pokegan.processes import DistributedCB
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here')
-GAMES = 'dcgan-keras dcgan-uniform wgan-clip wgan-gp dcgan-fc-64 dcgan-819 dcgan-quick dcgan-small-data aegan aegan-quick projected'.split()
+GAMES = 'dcgan-keras dcgan-uniform wgan-clip wgan-gp dcgan-fc-64 dcgan-819 dcgan-quick dcgan-small-data aegan aegan-quick projected projected-instance'.split()
 FINE = 'pokegan2-dcgan pokegan2-wgan pokegan2-wgangp pokegan2-msg'.split()
 
 
@@ -27,7 +27,7 @@ def images(): return load_images('creatures:256', 64)
 @pytest.mark.parametrize('name', GAMES + FINE)
 def test_trains_without_waiting(images, name):
     "Three steps to warm up, then three in which PyTorch raises an error wherever the CPU would wait for the GPU."
-    if name == 'projected': pytest.importorskip('efficientnet_lite_pytorch')
+    if name.startswith('projected'): pytest.importorskip('efficientnet_lite_pytorch')
     t = make_trainer(recipe(name, **({} if name in FINE else dict(size=64))), images, device='cuda')
     before = {k: v.clone() for k, v in t.nets['G'].state_dict().items()}
     for _ in range(3): t.one_step()
@@ -51,10 +51,10 @@ def test_same_pictures_as_on_the_cpu(name):
     finally: torch.backends.cudnn.allow_tf32 = was
 
 
-@pytest.mark.parametrize('name', ['dcgan-quick', 'dcgan-small-data', 'aegan-quick', 'projected'])
+@pytest.mark.parametrize('name', ['dcgan-quick', 'dcgan-small-data', 'aegan-quick', 'projected', 'projected-instance'])
 def test_run_folder_and_resume(images, tmp_path, name):
     "A run that is trained, left, continued and opened, all callbacks at work; what it left is loaded on the CPU."
-    if name == 'projected': pytest.importorskip('efficientnet_lite_pytorch')
+    if name.startswith('projected'): pytest.importorskip('efficientnet_lite_pytorch')
     train(name, images, tmp_path/'run', steps=30, progress=False)
     run = resume(tmp_path/'run', steps=60, data=images, progress=False)
     assert run.info['step'] == 60 and run.info['device'].startswith('cuda') and run.info['bf16']

@@ -11,8 +11,8 @@ from pokegan.checkpoint import CheckpointCB, flatten, load_state, read_tensors, 
 from pokegan.data import Images
 from pokegan.dcgan import normal
 from pokegan.encoder import EncoderRecipe
-from pokegan.projected import (PROJECTED_RECIPES, FastGenerator, FeatureMaps, FrozenConv, Mix, ProjectedDiscriminator, ProjectedRecipe,
-                               feature_maps, freeze, map_channels, projected_phases)
+from pokegan.eyes import FeatureMaps, FrozenConv, feature_maps, freeze, map_channels
+from pokegan.projected import PROJECTED_RECIPES, FastGenerator, Mix, ProjectedDiscriminator, ProjectedRecipe, projected_phases
 from pokegan.train import Batch, Trainer, adam
 
 CHANNELS = (4, 6, 8, 10)
@@ -184,7 +184,7 @@ def test_checkpoint_opens_without_eyes(tmp_path):
 
 
 def test_recipe_needs_no_eyes_until_its_phases(monkeypatch):
-    monkeypatch.setattr('pokegan.projected.extractor', lambda *a, **k: (_ for _ in ()).throw(ImportError('effnet-lite0 needs two small packages: pip install')))
+    monkeypatch.setattr('pokegan.eyes.extractor', lambda *a, **k: (_ for _ in ()).throw(ImportError('effnet-lite0 needs two small packages: pip install')))
     state = torch.random.get_rng_state()
     nets = TOY.networks(0)
     assert torch.equal(state, torch.random.get_rng_state()) and set(nets) == {'G', 'D'} and TOY.callbacks(nets, '', noise()) == []
