@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .callbacks import replacing
 from .data import Images, grid, load_images, to_uint8
-from .encoder import judge
+from .encoder import named_features
 from .metrics import Reference, Scores, real_reference, score_images
 from .recipes import Run, load_run, recipe, resume, train
 from .train import check_budget, pick_device
@@ -42,7 +42,7 @@ def evaluate(
 ) -> Scores:
     "Score a run. Raises ValueError where there is no run, too few images, or the source now gives other ones."
     run = load_run(folder, which)
-    extract = judge(features, device)  # a wrong name should be said before images are loaded
+    extract = named_features(features, device)  # a wrong name should be said before images are loaded
     images = data if isinstance(data, Images) else load_images(data or run.info['data']['source'], run.recipe.size, progress=False)
     if data is None and images.fingerprint != run.info['data']['fingerprint']:
         raise ValueError(f"{folder} was trained on other images than {run.info['data']['source']} gives now; name the real images with --data")
@@ -170,7 +170,7 @@ def compare(
     "Train each for the same time on the same images, and score them alike. What is finished already is not done again."
     size, out = plan(names, minutes, seeds, data.size if isinstance(data, Images) else size), Path(out)
     if n < 16: raise ValueError(f'n is {n}; score at least 16 images, better 1024')
-    extract = judge(features, device)
+    extract = named_features(features, device)
     images = data if isinstance(data, Images) else load_images(data, size, progress=progress)
     if progress: print(images.report)
     ref, rows, first = real_reference(images, extract), [], {}

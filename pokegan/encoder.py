@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEMS', 'ENCODER_RECIPES', 'resnet', 'sprite_stem', 'imagenet_stem', 'Encoder', 'embeddings', 'EncoderRecipe',
-           'encoder_sets', 'encoder_trainer', 'ExamCB', 'train_encoder', 'load_encoder', 'judge']
+           'encoder_sets', 'encoder_trainer', 'ExamCB', 'train_encoder', 'load_encoder', 'named_features']
 
 # %% ../nbs/11b_encoder.ipynb #c003
 import hashlib, json, socket
@@ -237,7 +237,7 @@ class _Embedded(nn.Module):
     def __init__(self, E): super().__init__(); self.E = E
     def forward(self, x): return self.E.embed(x)
 
-def judge(
+def named_features(
     name:str|Path='effnet-lite0', # as for `features.extractor`, or an encoder's run folder
     device=None # default: the best there is
 )->Callable: # x (b,3,h,w) in [-1,1] -> (b,d) float32

@@ -24,7 +24,7 @@ from .checkpoint import CheckpointCB, EMACB, load_state, read_tensors, unflatten
 from .data import Images
 from .eyes import feature_maps
 from .dcgan import DCGAN_RECIPES, GANRecipe, one_of
-from .encoder import ENCODER_RECIPES, EncoderRecipe, embeddings, judge, load_encoder, train_encoder
+from .encoder import ENCODER_RECIPES, EncoderRecipe, embeddings, load_encoder, named_features, train_encoder
 from .health import HealthCB
 from .losses import PAIRED, PAIRS, PENALTIES, bce, clip_weights
 from .processes import from_first, join, load_once, rank, together
@@ -303,7 +303,7 @@ def ready(r, track:str|None=None, device=None) -> Callable|None: # the features 
     if r.family in ('encoder', 'pokegan2') and not all(map(importlib.util.find_spec, ('torchvision', 'sklearn'))):
         raise ImportError(f'{r.name} needs torchvision and scikit-learn: pip install "pokegan[encoder]", or in a clone pip install ".[encoder]"')
     if r.family in ('projected', 'instance'): feature_maps(r.look, r.look_size)
-    return judge(track, device) if track else None
+    return named_features(track, device) if track else None
 
 def newest_folder() -> Path:
     "The run folder that was written last. Raises ValueError when there is none."
