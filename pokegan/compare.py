@@ -26,8 +26,9 @@ def score_run(
     seed:int=0, # of their latents
     file:str='scores.json' # where they are stored, in the run's folder
 ) -> Scores:
-    "Score what a run's generator draws, and leave the scores with their card beside it."
+    "Score what a run's generator draws, and leave the scores with their card beside it, unless it was published."
     scores = score_images(to_uint8(run.sample(n, seed)), ref)
+    if 'published' in run.info: return scores # lesson 15c: what was given away is not changed by looking at it
     with replacing(run.folder/file) as p: p.write_text(json.dumps(dict(step=run.info['step'], **scores.to_dict()), indent=1))
     return scores
 

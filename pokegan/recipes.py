@@ -235,6 +235,7 @@ def resume(
     "Continue a run to the end of its budget, or of a new one, as if it had never stopped. Raises ValueError on other images."
     folder, device = Path(folder), join(device)
     info = read_info(folder)
+    if 'published' in info: raise ValueError(f'{folder} was published, to sample from: what training needs is not in it; start a new run with: pokegan train')
     r, budget = from_plain(info['recipe']), dict(info['budget'])
     extract = ready(r, budget.get('track'), device)
     if steps is not None or minutes is not None: budget |= dict(steps=steps, minutes=minutes)
