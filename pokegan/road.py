@@ -134,9 +134,10 @@ def read_picture(
     path:str|Path, # any file that the data lessons can read
     size:int=64, # px a side of the result
     background:str|tuple='white', # laid under transparent parts
+    data:bytes|None=None, # what is in it, where somebody has read it already
 )->Tensor: # (1,3,size,size) in [-1,1]
     "One picture, cleaned as the training data are. Raises ValueError with the reason where it is none, OSError where it is not there."
-    try: c = clean(Path(path).read_bytes(), size, background)
+    try: c = clean(Path(path).read_bytes() if data is None else data, size, background)
     except Skip as e: raise ValueError(f'{path} cannot be used: {e}; give a picture such as a PNG or JPEG') from None
     return to_float(torch.from_numpy(c.pixels.copy()).permute(2, 0, 1)[None])
 

@@ -49,6 +49,7 @@ def test_lesson(path):
     outputs = [o for c in code for o in c['outputs']]
     assert not [o for o in outputs if o['output_type'] == 'error'], 'an error is stored'
     assert 'site-packages' not in json.dumps(outputs), 'a traceback with paths of one machine is stored'
+    assert not any('application/vnd.jupyter.widget-view+json' in o.get('data', {}) for o in outputs) and 'widgets' not in json.loads(path.read_text())['metadata'], 'live widgets are stored; clear the outputs of cells that show some'
     assert any('image/png' in o.get('data', {}) for o in outputs), 'no figure is stored: run the lesson'
     assert path.stat().st_size <= 300*1024, f'{path.stat().st_size//1024} KB'
     assert len(prose) >= len(code)/2

@@ -1,0 +1,114 @@
+"""Lesson 16b in a real browser: JupyterLab runs it in headless Chromium, a slider is moved, and the picture changes.
+
+Skipped, with the reason, where something is missing; with BROWSER=required in the environment that is an error instead (.ci/run sets it).
+The screenshot is kept in screenshots/, which git ignores and CI uploads.
+"""
+import importlib.util, json, os, shutil, socket, subprocess, sys, time
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHOTS = ROOT/'screenshots'
+CHROMES = 'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'
+FLAGS = '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+
+
+def chrome() -> str:
+    "Path of a browser, or a skip (an error where it is required) that names what is missing and how to get it."
+    missing = [p for p in ('jupyterlab', 'ipywidgets', 'playwright') if not importlib.util.find_spec(p)]
+    path = next(filter(None, map(shutil.which, CHROMES)), '')
+    why = f'needs {", ".join(missing)}: pip install -e ".[dev]"' if missing else '' if path else 'needs Chromium: apt-get install --no-install-recommends chromium fonts-dejavu-core'
+    if why and os.environ.get('BROWSER') == 'required': pytest.fail(why)
+    if why: pytest.skip(why)
+    return path
+
+
+@pytest.fixture
+def lab(tmp_path):
+    "Address of a JupyterLab that knows nothing of this machine's settings; it serves one folder with the lesson in it."
+    chrome()
+    (tmp_path/'work').mkdir()
+    nb = json.loads((ROOT/'nbs/16b_explore.ipynb').read_text())
+    for c in nb['cells']: c.update(outputs=[], execution_count=None) if c['cell_type'] == 'code' else None  # what is seen was made now
+    (tmp_path/'work/lesson.ipynb').write_text(json.dumps(nb))
+    for name, text in (('notebook-extension/tracker', '{"windowingMode": "none"}'), ('apputils-extension/notification', '{"fetchNews": "false"}')):  # all cells stay in the page; no questions
+        path = tmp_path/'settings/@jupyterlab'/f'{name}.jupyterlab-settings'
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    folders = {k: str(tmp_path/k.lower()) for k in ('HOME', 'JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR')}
+    env = {**os.environ, **folders, 'JUPYTERLAB_SETTINGS_DIR': str(tmp_path/'settings'), 'JUPYTER_TOKEN': 'test', 'IN_TEST': '1', 'PYTHONPATH': str(ROOT)}
+    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', f'--ServerApp.root_dir={tmp_path/"work"}',
+               '--LabApp.news_url=None', '--LabApp.extension_manager=readonly']
+    with open(tmp_path/'lab.log', 'w') as log: server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    try:
+        wait(lambda: urlopen(f'http://127.0.0.1:{port}/api?token=test', timeout=5).status == 200, 60, lambda: (tmp_path/'lab.log').read_text()[-2000:])
+        yield f'http://127.0.0.1:{port}/lab/tree/lesson.ipynb?token=test&reset'
+    finally:
+        server.terminate()  # ends its kernels, too
+        try: server.wait(20)
+        except subprocess.TimeoutExpired: server.kill()
+
+
+def wait(ready, seconds, tell):
+    "Until ready() is true; errors of a server that does not listen yet count as no."
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if ready(): return
+        except OSError: pass
+        time.sleep(.2)
+    pytest.fail(f'nothing after {seconds} s: {tell()}')
+
+
+def ran(page) -> bool:
+    "Run All Cells is over: the last code cell has a number. Where JupyterLab asks which kernel, its proposal is taken."
+    if page.locator('.jp-Dialog .jp-mod-accept').count(): page.locator('.jp-Dialog .jp-mod-accept').first.click()
+    prompts = page.locator('.jp-CodeCell .jp-InputPrompt').all_inner_texts()
+    wrong = page.locator('.jp-RenderedText', has_text='Traceback (most recent call last)')
+    if wrong.count(): pytest.fail(wrong.first.inner_text())
+    return bool(prompts) and prompts[-1].strip('[]: \n').isdigit()
+
+
+def test_a_slider_changes_the_picture(lab, tmp_path):
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        context = p.chromium.launch_persistent_context(str(tmp_path/'profile'), executable_path=chrome(), headless=True, args=FLAGS, viewport=dict(width=1100, height=720))
+        page = context.new_page()
+        page.goto(lab)
+        page.locator('.jp-CodeCell').first.wait_for(timeout=120_000)
+        def text(): return page.locator('#jp-main-statusbar').inner_text() + '\n' + '\n'.join(page.locator('.jp-OutputArea-output').all_inner_texts())[-1500:]
+        wait(lambda: 'Idle' in text() or page.locator('.jp-Dialog').count(), 60, text)
+        page.keyboard.press('Control+b')  # no file browser: room for the panel
+        page.get_by_role('menuitem', name='Run', exact=True).click()
+        page.get_by_text('Run All Cells', exact=True).click()
+        try: wait(lambda: ran(page), 300, text)
+        finally: picture(page, 'lesson')
+        panel = page.locator('.jp-OutputArea-output:has(.widget-image)').first
+        image, handles = panel.locator('img.widget-image'), panel.locator('.noUi-handle')
+        image.scroll_into_view_if_needed()
+        seen, said = image.get_attribute('src'), panel.locator('code').inner_text()
+        assert image.evaluate('e => e.naturalWidth') == 256 and handles.count() == 8 and said == 'State()'
+        for _ in range(12): handles.nth(2).press('ArrowRight')   # direction 1
+        wait(lambda: 'steps=' in panel.locator('code').inner_text() and image.get_attribute('src') != seen, 20, text)
+        picture(page, 'explore', panel.locator('.widget-hbox').first)
+        other = page.locator('.jp-OutputArea-output:has(.widget-image)').nth(1)
+        def upload(**file):
+            with page.expect_file_chooser() as chooser: other.get_by_role('button', name='picture').click()
+            chooser.value.set_files(dict(file))
+        upload(name='notes.txt', mimeType='text/plain', buffer=b'dear diary')
+        wait(lambda: 'not an image' in other.locator('code').inner_text(), 20, text)
+        upload(name='seen.png', mimeType='image/png', buffer=page.screenshot())
+        wait(lambda: 'code=' in other.locator('code').inner_text(), 20, text)
+        other.get_by_role('button', name='save PNG').click()
+        wait(lambda: (tmp_path/'work/liked/0001.png').exists(), 20, text)
+        context.close()
+
+
+def picture(page, name, element=None):
+    SHOTS.mkdir(exist_ok=True)
+    (element or page).screenshot(path=SHOTS/f'{name}.png')
