@@ -14,10 +14,12 @@ from pokegan.aegan import AEGAN_RECIPES
 from pokegan.callbacks import draw_latents
 from pokegan.coverage import coverage_rows, herd, train_classifier
 from pokegan.losses import d_bce, g_bce
+from pokegan.sampling import prior
 from pokegan.smoothing import noisy_targets
 from pokegan.train import Trainer, adam, gan_phases, pick_device
 
 AEGAN = AEGAN_RECIPES[0]
+LATENTS = prior(AEGAN.latent, AEGAN.nz)
 RIVALS = dict(dcgan=AEGAN, aegan=AEGAN, norec=replace(AEGAN, rec_x=0., rec_z=0.))
 
 
@@ -25,11 +27,11 @@ def trainer(rival: str, seed: int, images, device) -> Trainer:
     "One rival, ready to fit; the DCGAN has G and Dx of the AEGAN, started alike."
     r = RIVALS[rival]
     nets = {k: m.to(device, memory_format=torch.channels_last) for k, m in r.networks(seed).items()}
-    if rival != 'dcgan': return Trainer(nets, r.phases(nets), images, r.prior, r.batch, seed, device=device)
+    if rival != 'dcgan': return Trainer(nets, r.phases(nets), images, LATENTS, r.batch, seed, device=device)
     G, D, kw = nets['G'], nets['Dx'], dict(betas=r.betas, weight_decay=r.weight_decay)
     def d_loss(real, fake, generator):
         return d_bce(real, fake, *noisy_targets(len(real), r.real_target, r.fake_target, r.target_noise, r.flip, generator, real.device))/2
-    return Trainer(dict(G=G, D=D), gan_phases(G, D, adam(G, lr=r.lr, **kw), adam(D, lr=r.lr_d, **kw), d_loss, g_bce), images, r.prior, r.batch, seed, device=device)
+    return Trainer(dict(G=G, D=D), gan_phases(G, D, adam(G, lr=r.lr, **kw), adam(D, lr=r.lr_d, **kw), d_loss, g_bce), images, LATENTS, r.batch, seed, device=device)
 
 
 def main():
@@ -47,7 +49,7 @@ def main():
         shares = []
         for seed in range(a.seeds) if a.seed is None else [a.seed]:
             t = trainer(rival, seed, images, device).fit(minutes=a.minutes)
-            x = torch.cat([draw_latents(t.nets['G'], z).cpu() for z in AEGAN.prior(1000, torch.Generator().manual_seed(99)).split(250)])
+            x = torch.cat([draw_latents(t.nets['G'], z).cpu() for z in LATENTS(1000, torch.Generator().manual_seed(99)).split(250)])
             found, other = coverage_rows({rival: x}, others.x, judge)
             shares.append(found[rival].share)
             print(f'{rival:6} seed {seed}  {t.step:6,} steps  covered {shares[-1]:4.0%}  counted {found[rival].counted:4.0%}  distance {found[rival].distance(other):.2f}', flush=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .callbacks import draw_latents, read_log, replacing
 from .data import Images
-from .dcgan import LATENTS, check_fields, conv_discriminator, conv_generator, init_dcgan, n_doublings, seeded
+from .dcgan import check_fields, conv_discriminator, conv_generator, init_dcgan, n_doublings, seeded
 from .distances import frechet, inception_score
 from .features import class_probs, features
 from .losses import bce, full
@@ -138,8 +138,6 @@ class AEGANRecipe:
     @property
     def weights(self): return {k: getattr(self, k) for k in ('adv_x', 'adv_z', 'rec_x', 'rec_z')}
 
-    def prior(self, n:int, generator:torch.Generator)->Tensor: return LATENTS[self.latent](n, self.nz, generator, generator.device) # (n,nz)
-
 # %% ../nbs/10b_aegan.ipynb #c025
 def _networks(self:AEGANRecipe, seed:int|None=None)->dict: # on the CPU; with a seed the global generator is left alone
     "New networks of this recipe: G, E, and the discriminators that have a weight."
@@ -157,9 +155,9 @@ def _phases(self:AEGANRecipe, nets:dict)->list: # nets are on their device alrea
     opt_D = adam(*Ds, lr=self.lr_d, **kw) if Ds else None
     return aegan_phases(nets, opt_D, adam(nets['G'], nets['E'], lr=self.lr, **kw), self.weights, targets)
 
-def _callbacks(self:AEGANRecipe, nets:dict, folder:str|Path, images:Images)->list: # of Callback
+def _callbacks(self:AEGANRecipe, nets:dict, folder:str|Path, images:Images)->list: # of Callback; nets: also 'prior', which draws the run's latents
     "Reconstructions on the way."
-    return [ReconstructionCB(folder, nets['G'], nets['E'], images, self.prior)]
+    return [ReconstructionCB(folder, nets['G'], nets['E'], images, nets['prior'])]
 
 AEGANRecipe.networks, AEGANRecipe.phases, AEGANRecipe.callbacks = _networks, _phases, _callbacks
 

@@ -162,11 +162,13 @@ class GridCB(Callback):
 def write_gif(frames:list,      # of PIL images
               path:str|Path,    # of the file
               seconds:float=8., # length of one loop
-              palette:int=64    # colours
-): # the last frame stays for a second
+              palette:int=64,   # colours
+              hold:float=1.     # how long the last frame stays, s; 0 where it leads into the first
+):
     "One animation, replaced whole."
     first, *rest = [f.quantize(palette) for f in frames]
-    ms = [max(20, int(1000*seconds/len(frames)))]*len(rest) + [1000]
+    ms = [max(20, int(1000*seconds/len(frames)))]*len(frames)
+    ms[-1] = max(ms[-1], int(1000*hold))
     with replacing(path) as p: first.save(p, 'GIF', save_all=True, append_images=rest, duration=ms, loop=0)
 
 def make_gif(folder:str|Path,  # a run folder with samples/*.png

@@ -48,10 +48,10 @@ class Codes(nn.Module):
         self.nz, self.latent = nz, latent
         self.register_buffer('codes', torch.zeros(0, nc)) # (n,nc)
 
-    def forward(self, n:int, generator:torch.Generator)->Tensor: # (n,nz+nc), where the generator lives
+    def forward(self, n:int, generator:torch.Generator, noise=None)->Tensor: # (n,nz+nc), where the generator lives; noise: as in LATENTS (lesson 14a gives another)
         if not len(self.codes): raise ValueError('there are no codes yet; they come with the training pictures, or with a run that was saved')
         which = torch.randint(len(self.codes), (n,), generator=generator, device=generator.device)
-        free = LATENTS[self.latent](n, self.nz, generator, generator.device)
+        free = (noise or LATENTS[self.latent])(n, self.nz, generator, generator.device)
         return torch.cat([free, self.codes.to(generator.device)[which]], 1)
 
     def asked(self, b:Batch)->tuple: # what D is told of the reals, and of the fakes

@@ -7,12 +7,13 @@ __all__ = ['Mixture', 'fit_mixture', 'n_numbers', 'bic', 'choose_k']
 
 # %% ../nbs/11d_mixture.ipynb #c003
 import math, warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .dcgan import one_of
+from .dcgan import normal, one_of
 
 # %% ../nbs/11d_mixture.ipynb #c009
 class Mixture(nn.Module):
@@ -30,12 +31,13 @@ class Mixture(nn.Module):
 
     def forward(self,
         n:int,                     # how many latents
-        generator:torch.Generator  # source of the randomness
+        generator:torch.Generator, # source of the randomness
+        noise:Callable=normal      # (n, d, generator, device) -> (n,d): what is spread by the factors; lesson 14a cuts its tails
     )->Tensor: # (n,d), where the generator lives
         "Every latent draws its own component, by weight."
         weights, means, factors = (b.to(generator.device) for b in (self.weights, self.means, self.factors))
         c = torch.multinomial(weights, n, replacement=True, generator=generator)
-        e = torch.randn(n, means.shape[1], generator=generator, device=generator.device)
+        e = noise(n, means.shape[1], generator, generator.device)
         return means[c] + (factors[c]*e if factors.ndim == 2 else (factors[c] @ e[..., None])[..., 0])
 
     def log_prob(self, z:Tensor)->Tensor: # (n,d) -> (n,), the density's logarithm

@@ -82,7 +82,7 @@ def model_card(
 ) -> str: # Markdown, for README.md
     "All that one should know before using a generator (after Mitchell 2019); a function of run.json alone."
     r, stored, has = from_plain(info['recipe']), info['scores'], info['published']['networks']
-    more = ' Its encoder `run.nets["E"]` gives a picture its latent.'*('E' in has) + ' Its latents come from a mixture of Gaussians.'*('mixture' in has)
+    more = ' Its encoder `run.nets["E"]` gives a picture its latent.'*('E' in has) + ' Its latents come from a mixture of Gaussians.'*('mixture' in has) + ' Its latents hold codes of training pictures.'*('codes' in has)
     score = f'{score_table({name: Scores.from_dict(stored)})}\n\nMeasured at step {stored["step"]:,}, before the weights were rounded.' if stored else \
         'None: this run has not been scored (`pokegan evaluate`).'
     return f'''# {name}
@@ -121,7 +121,7 @@ def round_weights(
     run:Run # opened; it gets the rounded weights
 ) -> tuple: # tensors to write, facts for the card
     "Half precision for what users need of a run, and what that does to 64 pictures."
-    nets = {k: m for k, m in run.nets.items() if k in ('G', 'E', 'mixture')}
+    nets = {k: m for k, m in run.nets.items() if k in ('G', 'E', 'mixture', 'codes')}
     was, tensors = draw_64(run), {k: in_half(v) for k, v in flatten(nets).items()}
     for k, m in nets.items(): m.load_state_dict(unflatten(tensors, k))
     moved = (draw_64(run).int() - was.int()).abs().float()

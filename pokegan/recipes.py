@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .aegan import AEGAN_RECIPES, AEGANRecipe, CurvesCB, CurvesPictureCB
 from .augment import ADACB, AdaptiveAugment, diffaugment
-from .callbacks import GridCB, LoadCB, LogCB, PictureCB, ProgressCB, read_log, replacing
+from .callbacks import GridCB, LoadCB, LogCB, PictureCB, ProgressCB, draw_latents, read_log, replacing
 from .checkpoint import CheckpointCB, EMACB, load_state, read_tensors, unflatten
 from .data import Images
 from .eyes import feature_maps
@@ -91,12 +91,10 @@ def change_reals(r:GANRecipe): # (x, generator) -> x, or None
     return change
 
 # %% ../nbs/15a_recipes.ipynb #c020
-def latents(r, nets:dict, truncation:float|None=None) -> Callable: # (n, generator) -> z (n,nz)
-    "Where a recipe's latents come from: a distribution by name, or the mixture that stands among its networks."
-    if 'codes' in nets: return nets['codes']
-    if 'mixture' not in nets: return prior(r.latent, r.nz, truncation)
-    if truncation is not None: raise ValueError('latents of a mixture are not truncated; leave out --truncation')
-    return nets['mixture']
+def latents(r, nets:dict, truncation:float|None=None, psi:float=1.) -> Callable: # (n, generator) -> z (n,nz)
+    "Where a recipe's latents come from: a distribution by name, or what draws them among its networks. The knobs are those of `prior`."
+    own = [nets[k] for k in ('codes', 'mixture') if k in nets]
+    return prior(own[0] if own else r.latent, r.nz, truncation, psi)
 
 def make_trainer(r, images:Images, seed:int=0, device=None,
                  start:Callable|None=None, # nets -> None: weights to begin with
@@ -137,13 +135,23 @@ class Run:
     @property
     def log(self) -> list: return read_log(self.folder/'log.csv') # a dict of numbers for each logged step
 
-    def sample(self,
+    def latents(self,
         n:int=64,   # how many
-        seed:int=0, # of the latents
-        truncation:float|None=None # keep only |z| < truncation
-    ) -> Tensor: # (n,3,h,w) in [-1,1]
-        "New images. The same seed gives the same ones."
-        return sample(self.G, latents(self.recipe, self.nets, truncation)(n, torch.Generator().manual_seed(seed)))
+        seed:int=0, # the same seed gives the same ones
+        truncation:float|None=None, # as in `prior`
+        psi:float=1.                # as in `prior`
+    ) -> Tensor: # (n,nz)
+        "Latents as G met them in training, with the knobs of lesson 14a."
+        return latents(self.recipe, self.nets, truncation, psi)(n, torch.Generator().manual_seed(seed))
+
+    def sample(self, n:int=64, seed:int=0, truncation:float|None=None, psi:float=1.) -> Tensor: # (n,3,h,w) in [-1,1]
+        "New images; arguments as in `latents`."
+        return sample(self.G, self.latents(n, seed, truncation, psi))
+
+    def encode(self, x:Tensor) -> Tensor: # (n,3,h,w) in [-1,1] to (n,nz)
+        "Latents of pictures. Raises ValueError where the recipe has no encoder."
+        if 'E' not in self.nets: raise ValueError(f'{self.folder} has no encoder, so no picture has a latent; train one that has: pokegan train --recipe aegan')
+        return draw_latents(self.nets['E'], x).cpu()
 
 # %% ../nbs/15a_recipes.ipynb #c024
 def load_run(
@@ -262,7 +270,7 @@ def go(
     t = make_trainer(r, images, seed, device, **kw)
     if again: load_state(t, folder/'state.safetensors')
     folder.mkdir(parents=True, exist_ok=True)
-    if r.family != 'gan': t.callbacks += r.callbacks(t.nets | {k: v for k, v in kw.items() if k != 'start'}, folder, images)
+    if r.family != 'gan': t.callbacks += r.callbacks(t.nets | dict(prior=t.prior) | {k: v for k, v in kw.items() if k != 'start'}, folder, images)
     shown, budget = t.nets.get('G_ema', t.nets.get('G')), plan['budget']
     if shown: t.callbacks += [HealthCB(shown, t.prior, stop=budget['stop_on_trouble'], seed=seed), GridCB(folder, shown, t.prior, seed=seed)]
     if shown and extract:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['dense', 'ConvEncoder', 'conv_encoder', 'there_and_back', 'reconstruction_error', 'interleaved', 'road_figure',
-           'ReconstructionCB', 'between', 'walk_between', 'read_picture', 'moments', 'MomentsCB']
+           'ReconstructionCB', 'slerp', 'walk_between', 'read_picture', 'moments', 'MomentsCB']
 
 # %% ../nbs/10a_road.ipynb #c003
 from collections.abc import Callable
@@ -109,15 +109,15 @@ class ReconstructionCB(GridCB):
         with replacing(self.folder/f'{t.step:07d}.png') as p: fig.savefig(p, format='png', dpi=100)
 
 # %% ../nbs/10a_road.ipynb #c033
-def between(
-    a:Tensor, b:Tensor, # (nz,) both, neither of them 0
-    frames:int, # how many latents, 2 or more
-)->Tensor: # (frames,nz), from a to b
+def slerp(
+    a:Tensor, b:Tensor, # (nz,) or (k,nz), no latent of length 0
+    t:Tensor, # (k,) shares of the way from a to b, 0 to 1
+)->Tensor: # (k,nz)
     "Along the great circle, while the length changes evenly: no latent on the way is shorter than both ends (Shoemake 1985)."
-    t, u, v = torch.linspace(0, 1, frames, device=a.device)[:, None], a/a.norm(), b/b.norm()
-    angle = torch.arccos((u @ v).clamp(-1, 1)).clamp(1e-3, torch.pi - 1e-3)
-    turn = (torch.sin((1-t)*angle)*u + torch.sin(t*angle)*v)/torch.sin(angle)
-    return turn*((1-t)*a.norm() + t*b.norm())
+    t, (la, lb) = t[:, None], (v.norm(dim=-1, keepdim=True) for v in (a, b))
+    u, v = a/la, b/lb
+    angle = torch.arccos((u*v).sum(-1, keepdim=True).clamp(-1, 1)).clamp(1e-3, torch.pi - 1e-3)
+    return (torch.sin((1-t)*angle)*u + torch.sin(t*angle)*v)/torch.sin(angle)*((1-t)*la + t*lb)
 
 def walk_between(
     E:nn.Module, G:nn.Module,
@@ -127,7 +127,7 @@ def walk_between(
     "Encode two pictures, go from one latent to the other, decode each step. Raises ValueError for fewer than 2 frames, or pictures of another size."
     if frames < 2: raise ValueError(f'frames is {frames}; a walk from one picture to another has 2 or more')
     z = draw_latents(E, torch.cat([a, b])).cpu()
-    return draw_latents(G, between(*z, frames)).cpu()
+    return draw_latents(G, slerp(*z, torch.linspace(0, 1, frames))).cpu()
 
 # %% ../nbs/10a_road.ipynb #c038
 def read_picture(

@@ -20,7 +20,7 @@ from .data import Images, grid, to_image
 from .dcgan import one_of
 from .directions import pick_kinds, principal_directions
 from .recipes import Run, latents, load_run
-from .road import between, read_picture
+from .road import read_picture, slerp
 from .sampling import sample
 
 # %% ../nbs/16b_explore.ipynb #c007
@@ -67,7 +67,7 @@ class Explorer:
 
     def latent(self, s:State)->Tensor: # (nz,)
         z = self.start(s)
-        if s.mix: z = between(z, self.draw(1, s.other, s.truncation)[0], 101)[round(100*s.mix)]
+        if s.mix: z = slerp(z, self.draw(1, s.other, s.truncation)[0], torch.tensor([s.mix]))[0]
         for d, step in zip(self.directions, s.steps): z = z + step*d
         return z
 

@@ -12,6 +12,7 @@ from pokegan.checkpoint import load_state, save_state
 from pokegan.data import load_images
 from pokegan.features import extractor
 from pokegan.health import HealthCB
+from pokegan.sampling import prior
 from pokegan.train import Batch, Trainer
 
 SMALL = AEGANRecipe('small', 'a test', size=16, nz=8, ngf=8, ndf=8, batch=8)
@@ -23,7 +24,7 @@ def images(): return load_images('creatures:64', 16, progress=False)
 
 def trainer(r, images, seed=0, callbacks=(), **kw):
     nets = r.networks(seed)
-    return Trainer(nets, r.phases(nets), images, r.prior, r.batch, seed, callbacks, device='cpu', **kw)
+    return Trainer(nets, r.phases(nets), images, prior(r.latent, r.nz), r.batch, seed, callbacks, device='cpu', **kw)
 
 
 def n_params(net): return sum(p.numel() for p in net.parameters())
@@ -135,7 +136,7 @@ def test_resume_is_exact(images, tmp_path):
     whole.fit(steps=6)
     half.fit(steps=3)
     save_state(half, tmp_path/'state.safetensors')
-    again = trainer(SMALL, images, callbacks=SMALL.callbacks(half.nets, tmp_path, images))
+    again = trainer(SMALL, images, callbacks=SMALL.callbacks(half.nets | dict(prior=half.prior), tmp_path, images))
     load_state(again, tmp_path/'state.safetensors')
     again.fit(steps=6)
     for k in whole.nets:
@@ -146,7 +147,7 @@ def test_pictures_on_the_way_do_not_change_training(images, tmp_path):
     a, b = trainer(SMALL, images), trainer(SMALL, images)
     a.fit(steps=4)
     curves = CurvesCB(b.nets['G'], b.prior, images, extractor('random', 'cpu'), n=32, share=.9, every=1)
-    b.callbacks = [curves, LogCB(tmp_path, every=1), CurvesPictureCB(tmp_path), *SMALL.callbacks(b.nets, tmp_path, images)]
+    b.callbacks = [curves, LogCB(tmp_path, every=1), CurvesPictureCB(tmp_path), *SMALL.callbacks(b.nets | dict(prior=b.prior), tmp_path, images)]
     b.fit(steps=4)
     for k in a.nets:
         for p, q in zip(a.nets[k].state_dict().values(), b.nets[k].state_dict().values()): assert torch.equal(p, q), k

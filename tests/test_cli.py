@@ -4,6 +4,8 @@ import json, os, subprocess, sys, time
 import pytest
 from PIL import Image
 
+from pokegan.cli import main
+
 ENV = os.environ | dict(OMP_NUM_THREADS='1')
 
 
@@ -43,10 +45,10 @@ def test_run_folder_is_complete(run):
 
 
 def test_sample_is_repeatable_and_truncation_changes_it(run):
-    for name, words in dict(a=(), b=(), c=('--truncation', .5), d=('--seed', 1)).items():
+    for name, words in dict(a=(), b=(), c=('--truncation', .5), d=('--seed', 1), e=('--psi', .5)).items():
         pokegan('sample', run, '--n', 6, '--out', f'{name}.png', '--each', f'each-{name}', *words, cwd=run.parent)
-    a, b, c, d = ((run.parent/f'{k}.png').read_bytes() for k in 'abcd')
-    assert a == b and a != c and a != d
+    a, b, *others = ((run.parent/f'{k}.png').read_bytes() for k in 'abcde')
+    assert a == b and len({a, *others}) == 4
     assert len(list((run.parent/'each-a').glob('*.png'))) == 6
     with Image.open(run.parent/'each-a/00000.png') as im: assert im.size == (32, 32)
 
@@ -91,7 +93,7 @@ def test_a_mistake_gets_one_line_and_exit_2(words, tmp_path):
 
 
 def test_a_mistake_about_a_run(run, tmp_path):
-    for words, hint in ((('sample', run, '--n', 0), 'at least 1'), (('sample', run, '--truncation', -1), 'above 0'),
+    for words, hint in ((('sample', run, '--n', 0), 'at least 1'), (('sample', run, '--truncation', -1), 'above 0'), (('sample', run, '--psi', 2), 'from 0 to 1'),
                         (('train', '--run', run), '--resume'), (('sample', run, '--out', 'no/such/folder/x.png'), 'no/such/folder')):
         p = pokegan(*words, cwd=tmp_path, ok=False)
         assert p.returncode == 2 and hint in p.stderr and len(p.stderr.strip().splitlines()) == 1, p.stderr
@@ -103,6 +105,26 @@ def test_resume_removes_frames_later_than_its_checkpoint(tmp_path):
     (run/'samples/0000999.png').write_bytes((run/'samples/0000004.png').read_bytes())
     pokegan('train', '--resume', '--run', run, '--steps', 6, cwd=tmp_path)
     assert sorted(int(p.stem) for p in (run/'samples').glob('*.png'))[-1] == 6
+
+
+def test_walk_through_latents(run, tmp_path):
+    films = dict(a=(), b=(), c=('--seed', 1), d=('--truncation', .5), e=('--psi', .3), f=('--stops', 3), g=('--loop',))
+    for name, words in films.items(): main(['walk', str(run), '--frames', '9', '--out', str(tmp_path/f'{name}.gif'), *map(str, words)])
+    a, b, *others = ((tmp_path/f'{k}.gif').read_bytes() for k in films)
+    assert a == b and len({a, *others}) == 6
+    pytest.importorskip('imageio_ffmpeg')
+    assert 'through 4 latents of seed 0 are in walk.mp4' in pokegan('walk', run, '--frames', 5, '--out', 'walk.mp4', cwd=tmp_path).stdout
+    assert (tmp_path/'walk.mp4').read_bytes()[4:8] == b'ftyp'
+
+
+@pytest.mark.parametrize('words, hint', [('--out walk.webm', '.mp4'), ('--frames 3', '4 or more'), ('--stops 1', 'stops'), ('--stops 5 --frames 4', '5 or more'),
+    ('--truncation 0', 'above 0'), ('--psi -1', 'from 0 to 1'), ('--between a.png', 'between'), ('--out no/such/folder/x.gif', 'no/such/folder'), ('--between a.png b.png --stops 3', 'leave out')])
+def test_a_mistake_about_a_walk(run, tmp_path, words, hint, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as e: main(['walk', str(run), *words.split()])
+    said = capsys.readouterr()
+    assert e.value.code == 2 and said.out == '' and hint in said.err and said.err.count('\n') == 1, said.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_walk_between_two_pictures(run, tmp_path):

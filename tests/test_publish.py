@@ -43,7 +43,7 @@ def test_every_family_draws_the_same_pictures(name, images, tmp_path):
     if name == 'projected': pytest.importorskip('efficientnet_lite_pytorch')
     run = train(name, images, tmp_path/'run', steps=3, progress=False, size=32, batch=16, **FAMILIES[name])
     got = publish(tmp_path/'run', tmp_path/'small')
-    assert set(got.nets) == set(run.nets) & {'G', 'E', 'mixture'} and 'G' in got.nets
+    assert set(got.nets) == set(run.nets) & {'G', 'E', 'mixture', 'codes'} and 'G' in got.nets
     for seed in (0, 1):
         assert (to_uint8(run.sample(16, seed)).int() - to_uint8(got.sample(16, seed)).int()).abs().max() <= 2
     types = kinds(tmp_path/'small/last.safetensors')

@@ -7,8 +7,8 @@ from torch import nn
 
 from pokegan.data import load_images, to_float
 from pokegan.dcgan import conv_generator
-from pokegan.road import (ReconstructionCB, between, conv_encoder, interleaved, moments, read_picture, reconstruction_error,
-                          road_figure, there_and_back, walk_between)
+from pokegan.road import (ReconstructionCB, conv_encoder, interleaved, moments, read_picture, reconstruction_error,
+                          road_figure, slerp, there_and_back, walk_between)
 from pokegan.train import Phase, Trainer, adam
 
 
@@ -56,9 +56,9 @@ def test_rows_stand_in_pairs():
 
 
 @pytest.mark.parametrize('b', [torch.tensor([0., 3., 4.]), torch.tensor([2., 0., 0.]), torch.tensor([-1., 0., 0.])])
-def test_between(b):  # at a right angle, in the same direction, in the opposite one
+def test_slerp(b):  # at a right angle, in the same direction, in the opposite one
     a = torch.tensor([1., 0., 0.])
-    path = between(a, b, 9)
+    path = slerp(a, b, torch.linspace(0, 1, 9))
     torch.testing.assert_close(path[0], a, atol=5e-3, rtol=0)
     torch.testing.assert_close(path[-1], b, atol=5e-3, rtol=0)
     assert torch.isfinite(path).all()

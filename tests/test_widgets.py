@@ -11,7 +11,7 @@ from pokegan.coverage import herd
 from pokegan.data import to_image
 from pokegan.dcgan import GANRecipe
 from pokegan.recipes import Run
-from pokegan.road import between
+from pokegan.road import slerp
 from pokegan.sampling import sample
 from pokegan.widgets import Explorer, Panel, State, explore, no_widgets, overview, png, save_liked, static_figure, uploaded
 
@@ -49,7 +49,7 @@ def test_breeding_begins_and_ends_with_the_parents(plain):
     a, b = plain.latent(State(seed=1)), plain.latent(State(seed=2))
     s = State(seed=1, other=2)
     torch.testing.assert_close(plain.latent(replace(s, mix=1.)), b, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(plain.latent(replace(s, mix=.37)), between(a, b, 101)[37])
+    torch.testing.assert_close(plain.latent(replace(s, mix=.37)), slerp(a, b, torch.tensor([.37]))[0])
     assert torch.equal(plain.latent(s), a)
 
 
