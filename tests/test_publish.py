@@ -15,6 +15,7 @@ from pokegan.recipes import load_run, pretrained, read_info, resume, train
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = {
     'dcgan-quick': dict(ngf=8, ndf=8), 'dcgan-small-data': dict(ngf=8, ndf=8), 'dcgan-keras': dict(ngf=8, ndf=8), 'aegan-quick': dict(ngf=8, ndf=8), 'projected': dict(ngf=4, look_size=32),
+    'projected-instance': dict(ngf=4, look_size=32, nc=8),
     'pokegan2-msg': dict(pretrained=False, ngf=4, ndf=4, nz=16, components=4)}
 
 
@@ -40,7 +41,7 @@ def kinds(path) -> dict: # name -> dtype
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_every_family_draws_the_same_pictures(name, images, tmp_path):
-    if name == 'projected': pytest.importorskip('efficientnet_lite_pytorch')
+    if name.startswith('projected'): pytest.importorskip('efficientnet_lite_pytorch')
     run = train(name, images, tmp_path/'run', steps=3, progress=False, size=32, batch=16, **FAMILIES[name])
     got = publish(tmp_path/'run', tmp_path/'small')
     assert set(got.nets) == set(run.nets) & {'G', 'E', 'mixture', 'codes'} and 'G' in got.nets
