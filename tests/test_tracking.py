@@ -205,7 +205,7 @@ def test_fit_twice_keeps_what_was_learned(tmp_path):
 
 def test_features_are_built_once_and_before_anything_is_loaded(tmp_path, monkeypatch):
     built = []
-    monkeypatch.setattr(recipes, 'extractor', lambda name, device: built.append(name) or extractor(name, device))
+    monkeypatch.setattr(recipes, 'named_features', lambda name, device: built.append(name) or extractor(name, device))
     train('dcgan-quick', IMAGES, tmp_path/'a', steps=1, track='random', device='cpu', progress=False, size=32, ngf=8, ndf=8)
     assert built == ['random'] and read_best(tmp_path/'a/best.safetensors')['step'] == 1
     resume(tmp_path/'a', steps=2, data=IMAGES, device='cpu', progress=False)
