@@ -186,7 +186,9 @@ class ProjectedRecipe:
         "D's move and G's. Raises ImportError where the frozen network's package is missing, ValueError where its folder is."
         G, D = nets['G'], nets['D']
         opts = [adam(net, lr=self.lr, betas=self.betas) for net in (G, D)]
-        return projected_phases(G, D, self.eyes(G), *opts, diffaugment(self.diffaug) if self.diffaug else None)
+        return projected_phases(G, D, self.eyes(G), *opts, diffaugment(self.diffaug) if self.diffaug else None, *self.told(nets))
+
+    def told(self, nets:dict)->tuple: return () # what `projected_phases` is given as `asked`: nothing
 
     def eyes(self, G:nn.Module)->nn.Module: # beside G, in bfloat16 where the processor has it
         "The frozen network. Raises as `feature_maps` does."

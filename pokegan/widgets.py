@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .callbacks import draw_latents, replacing
+from .callbacks import replacing
 from .data import Images, grid, to_image
 from .dcgan import one_of
 from .directions import pick_kinds, principal_directions
-from .recipes import Run, latents, load_run
+from .recipes import Run, load_run
 from .road import read_picture, slerp
 from .sampling import sample
 
@@ -56,7 +56,7 @@ class Explorer:
         if images is not None: self.kinds = pick_kinds(sample(run.G, self.draw(POOL)), images, label)
 
     def draw(self, n:int, seed:int=0, truncation:float=4.)->Tensor: # (n,nz)
-        return latents(self.run.recipe, self.run.nets, truncation)(n, torch.Generator().manual_seed(seed))
+        return self.run.latents(n, seed, truncation)
 
     def start(self, s:State)->Tensor: # (nz,)
         if s.code: return torch.tensor(s.code)
@@ -77,7 +77,7 @@ class Explorer:
     def encode(self, name:str, data:bytes)->tuple: # nz values
         "The code of a picture file, to three decimals. Raises ValueError, one line, where the file is no picture or the run has no encoder."
         if 'E' not in self.run.nets: raise ValueError(f'{self.run.recipe.name} has no encoder; explore creatures-aegan, or another run of an aegan recipe')
-        code = draw_latents(self.run.nets['E'], read_picture(name, self.run.G.size, data=data))[0]
+        code = self.run.encode(read_picture(name, self.run.G.size, data=data))[0]
         return tuple(round(v, 3) for v in code.tolist()) # so that a printed state is the whole state
 
 # %% ../nbs/16b_explore.ipynb #c019
