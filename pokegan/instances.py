@@ -96,7 +96,7 @@ class InstanceRecipe(ProjectedRecipe):
     def networks(self, seed:int|None=None)->dict: # on the CPU; with a seed the global generator is left alone
         "G, D and the codes, which are empty until `begin`."
         if seed is not None: return seeded(seed, self.networks)
-        D = AskedDiscriminator(map_channels(self.look), self.nc, self.look_size, self.w, self.ndf, tuple(map(int, self.levels)))
+        D = AskedDiscriminator(map_channels(self.look), self.nc, self.eyes_size, self.w, self.ndf, tuple(map(int, self.levels)))
         return dict(G=FastGenerator(self.size, self.nz + self.nc, self.ngf), D=D, codes=Codes(self.nz, self.nc, self.latent))
 
     def begin(self, nets:dict, images:Images):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROJECTED_RECIPES', 'Mix', 'SmallDiscriminator', 'ProjectedDiscriminator', 'Gated', 'SkipExcite', 'FastGenerator',
-           'projected_phases', 'ProjectedRecipe']
+           'projected_phases', 'LRDecayCB', 'ProjectedRecipe']
 
 # %% ../nbs/13b_projected.ipynb #c003
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from .data import Images
 from .dcgan import check_fields, n_doublings, seeded
 from .eyes import feature_maps, map_channels
 from .losses import d_hinge, g_hinge
-from .train import Phase, adam, has_bf16, logit_stats
+from .train import Callback, Phase, adam, has_bf16, logit_stats
 
 # %% ../nbs/13b_projected.ipynb #c024
 class Mix(nn.Module):
@@ -143,6 +143,15 @@ def projected_phases(
     return [Phase('D', (D,), opt_D, D_move), Phase('G', (G,), opt_G, G_move)]
 
 # %% ../nbs/13b_projected.ipynb #c036
+class LRDecayCB(Callback):
+    "A learning rate that falls in a straight line over the last share of the budget, to 0 at its end; the same in every phase."
+    def __init__(self, lr:float, share:float): # share: of the budget, above 0
+        self.lr, self.share = lr, share
+
+    def before_fit(self, t):
+        for group in (g for p in t.phases for g in p.opt.param_groups): group['lr'] = self.lr*min(1., max(0., (1 - t.progress())/self.share))
+    def after_step(self, t): self.before_fit(t)
+
 @dataclass(frozen=True)
 class ProjectedRecipe:
     "All that a projected GAN is made of, as plain values; raises ValueError on a value that cannot work."
@@ -157,11 +166,12 @@ class ProjectedRecipe:
     ndf:int = 32 # width of the finest level's discriminator
     levels:str = '0123' # which mixed maps are judged; 0 is the finest
     look:str = 'effnet-lite0' # eyes: this, 'timm:MODEL' or the folder of an encoder's run
-    look_size:int = 96 # px that the eyes see
+    look_size:int = 0 # px that the eyes see; 0: 96, or size where that is more
     diffaug:str = 'color+translation+cutout' # changes of reals and fakes alike; '': none
     latent:str = 'normal' # 'normal' or 'uniform'
     batch:int = 32 # images in a batch
     lr:float = 5e-4 # learning rate of both
+    lr_decay:float = 0. # last share of the budget, in which the learning rate falls to 0; 0: it never does
     betas:tuple = (0., .99) # Adam's memories
     ema:float = .998 # decay of G's moving average; 0: none
     amp:bool = True # bfloat16 where the processor has it
@@ -172,15 +182,19 @@ class ProjectedRecipe:
         n_doublings(self.size)
         if self.w < 1: raise ValueError(f'w is {self.w}; it must be 1 or more')
         if not self.levels or self.levels not in {''.join(l for l in '0123' if l in self.levels)}: raise ValueError(f"levels is {self.levels!r}; it must be some of the digits 0123, in order")
-        if self.look_size < 32 or self.look_size % 32: raise ValueError(f'look_size is {self.look_size}; it must be a multiple of 32, as the coarsest map is a 32nd')
+        if self.eyes_size % 32: raise ValueError(f'look_size is {self.look_size}; it must be a multiple of 32, as the coarsest map is a 32nd')
         if not self.look: raise ValueError("look is empty; it must be effnet-lite0, timm:MODEL or the folder of an encoder's run")
         if self.diffaug: diffaugment(self.diffaug)
+        if not 0 <= self.lr_decay <= 1: raise ValueError(f'lr_decay is {self.lr_decay}; it must be from 0 to 1')
+
+    @property
+    def eyes_size(self)->int: return self.look_size or max(96, self.size) # px
 
     def networks(self, seed:int|None=None)->dict: # on the CPU; with a seed the global generator is left alone
         "G and D; the frozen network is none of them."
         if seed is not None: return seeded(seed, self.networks)
         levels = tuple(map(int, self.levels))
-        return dict(G=FastGenerator(self.size, self.nz, self.ngf), D=ProjectedDiscriminator(map_channels(self.look), self.look_size, self.w, self.ndf, levels))
+        return dict(G=FastGenerator(self.size, self.nz, self.ngf), D=ProjectedDiscriminator(map_channels(self.look), self.eyes_size, self.w, self.ndf, levels))
 
     def phases(self, nets:dict)->list:
         "D's move and G's. Raises ImportError where the frozen network's package is missing, ValueError where its folder is."
@@ -193,9 +207,11 @@ class ProjectedRecipe:
     def eyes(self, G:nn.Module)->nn.Module: # beside G, in bfloat16 where the processor has it
         "The frozen network. Raises as `feature_maps` does."
         device = next(G.parameters()).device
-        return feature_maps(self.look, self.look_size).to(device, torch.bfloat16 if self.amp and has_bf16(device) else torch.float32)
+        return feature_maps(self.look, self.eyes_size).to(device, torch.bfloat16 if self.amp and has_bf16(device) else torch.float32)
 
-    def callbacks(self, nets:dict, folder, images:Images)->list: return [] # nothing besides the common ones
+    def callbacks(self, nets:dict, folder, images:Images)->list:
+        "The falling learning rate, where there is one."
+        return [LRDecayCB(self.lr, self.lr_decay)] if self.lr_decay else []
 
 PROJECTED_RECIPES = (
     ProjectedRecipe('projected', 'Sauer et al. 2021, Projected GANs Converge Faster',

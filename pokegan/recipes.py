@@ -311,7 +311,7 @@ def ready(r, track:str|None=None, device=None) -> Callable|None: # the features 
     "What must be there before anything is loaded or written. Raises ImportError where a package is missing, ValueError on a wrong name of features."
     if r.family in ('encoder', 'pokegan2') and not all(map(importlib.util.find_spec, ('torchvision', 'sklearn'))):
         raise ImportError(f'{r.name} needs torchvision and scikit-learn: pip install "pokegan[encoder]", or in a clone pip install ".[encoder]"')
-    if r.family in ('projected', 'instance'): feature_maps(r.look, r.look_size)
+    if r.family in ('projected', 'instance'): feature_maps(r.look, r.eyes_size)
     return named_features(track, device) if track else None
 
 def newest_folder() -> Path:

@@ -12,7 +12,7 @@ from pokegan.data import Images
 from pokegan.dcgan import normal
 from pokegan.encoder import EncoderRecipe
 from pokegan.eyes import FeatureMaps, FrozenConv, feature_maps, freeze, map_channels
-from pokegan.projected import PROJECTED_RECIPES, FastGenerator, Mix, ProjectedDiscriminator, ProjectedRecipe, projected_phases
+from pokegan.projected import PROJECTED_RECIPES, FastGenerator, LRDecayCB, Mix, ProjectedDiscriminator, ProjectedRecipe, projected_phases
 from pokegan.train import Batch, Trainer, adam
 
 CHANNELS = (4, 6, 8, 10)
@@ -173,6 +173,26 @@ def test_trains_and_resumes_exactly(bf16, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a) and all(torch.isfinite(v) for v in whole.logs.values())
 
 
+def test_learning_rate_falls_to_nothing_and_resumes_exactly(tmp_path):
+    def play(stop_at=None, state=None):
+        used, t = [], game()
+        def watch(_): # stands first, so it sees the rates that this step has used
+            used.append({g['lr'] for p in t.phases for g in p.opt.param_groups})
+            if t.step == stop_at: t.stop = 'enough'
+        t.callbacks += [types.SimpleNamespace(before_fit=lambda t: None, after_step=watch, after_fit=lambda t: None), LRDecayCB(1e-2, .5)]
+        if state: load_state(t, state)
+        return t.fit(steps=8), used
+    whole, used = play()
+    assert used == [{1e-2}]*5 + [{7.5e-3}, {5e-3}, {2.5e-3}], 'the same for both players; the last step of all still learns'
+    first, before = play(stop_at=6)
+    save_state(first, tmp_path/'state.safetensors')
+    rest, after = play(state=tmp_path/'state.safetensors')
+    a, b = flatten(whole.nets), flatten(rest.nets)
+    assert before + after == used and all(torch.equal(a[k], b[k]) for k in a)
+    (cb,) = replace(TOY, lr_decay=.3).callbacks({}, '', noise())
+    assert (cb.lr, cb.share) == (TOY.lr, .3)
+
+
 def test_checkpoint_opens_without_eyes(tmp_path):
     t = game()
     t.callbacks.append(CheckpointCB(tmp_path, {}))
@@ -191,13 +211,14 @@ def test_recipe_needs_no_eyes_until_its_phases(monkeypatch):
     with pytest.raises(ImportError, match='pip install'): TOY.phases(nets)
     assert all(torch.equal(a, b) for m, n in zip(nets.values(), TOY.networks(0).values()) for a, b in zip(m.state_dict().values(), n.state_dict().values()))
     assert ProjectedRecipe(**json.loads(json.dumps(asdict(TOY)))) == TOY
-    assert replace(TOY, size=128, look_size=128).networks(0)['G'](torch.randn(2, 12)).shape == (2, 3, 128, 128)
+    assert replace(TOY, size=128, look_size=0).networks(0)['G'](torch.randn(2, 12)).shape == (2, 3, 128, 128)
+    assert [replace(TOY, size=s, look_size=0).eyes_size for s in (32, 64, 128)] == [96, 96, 128] and TOY.eyes_size == 32
 
 
 @pytest.mark.parametrize('wrong,says', [
     (dict(levels=''), 'levels'), (dict(levels='10'), 'levels'), (dict(levels='4'), 'levels'), (dict(levels='00'), 'levels'), (dict(look_size=100), 'multiple of 32'),
-    (dict(look_size=0), 'multiple of 32'), (dict(look=''), 'look is empty'), (dict(diffaug='colour'), 'augmentation'), (dict(size=48), 'size'), (dict(w=0), 'w is 0'),
-    (dict(latent='x'), 'latent'), (dict(nz=0), 'nz'), (dict(betas=(0., 1.)), 'betas'), (dict(ema=1.), 'ema')])
+    (dict(look_size=-32), '0 or more'), (dict(look=''), 'look is empty'), (dict(diffaug='colour'), 'augmentation'), (dict(size=48), 'size'), (dict(w=0), 'w is 0'),
+    (dict(latent='x'), 'latent'), (dict(nz=0), 'nz'), (dict(betas=(0., 1.)), 'betas'), (dict(ema=1.), 'ema'), (dict(lr_decay=1.1), 'lr_decay'), (dict(lr_decay=-.1), 'lr_decay')])
 def test_wrong_recipes(wrong, says):
     with pytest.raises(ValueError, match=says) as e: replace(TOY, **wrong)
     assert '\n' not in str(e.value)
