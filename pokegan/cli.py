@@ -76,7 +76,7 @@ def again() -> str:
 
 @app.command('train')
 def train_command(
-    recipe: Annotated[Optional[str], Opt(help='see: pokegan recipes')] = None,
+    recipe: Annotated[Optional[str], Opt(help='see: pokegan recipes; perhaps with changes: dcgan-quick:real_target=0.9,lr=0.0002')] = None,
     data: Annotated[Optional[str], Opt(help=SOURCE)] = None,
     size: Annotated[Optional[int], Opt(help='side of the images, px; default the recipe\'s')] = None,
     steps: Annotated[Optional[int], Opt(help='budget in steps')] = None,
@@ -96,8 +96,10 @@ def train_command(
         folder = run or recipes.newest_folder()
         done = recipes.resume(folder, steps, minutes, data, device)
     else:
-        changes = dict(size=size) if size else {}
-        done = recipes.train(recipe or recipes.DEFAULT, data or 'creatures', run, steps, minutes, seed, device, stop_on_trouble, save_every, track, **changes)
+        from pokegan.compare import variant
+        name, changes = variant(recipe or recipes.DEFAULT)
+        if size: changes['size'] = size
+        done = recipes.train(name, data or 'creatures', run, steps, minutes, seed, device, stop_on_trouble, save_every, track, **changes)
     f, grids = done.folder, sorted((done.folder/'samples').glob('*.png'))
     if grids: look = f"Look at {grids[-1]}, {f/'progress.gif'} and {f/'losses.png'}; make more with: pokegan sample {f}"
     else: look = f"Right about {done.info['test']['top1']:.1%} of {done.info['data']['rows']['test']} held-out pictures; the encoder is in {f}"

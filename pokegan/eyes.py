@@ -91,9 +91,10 @@ class FeatureMaps(nn.Module):
 
     def train(self, mode:bool=True): return super().train(False)
 
-    def forward(self, x): # (b,3,h,w) in [-1,1] -> [(b,c,size/4,size/4), … (b,c,size/32,size/32)]
+    def forward(self, x, size=None): # (b,3,h,w) in [-1,1] -> [(b,c,size/4,size/4), … (b,c,size/32,size/32)]; size: instead of its own
+        shown = self.shown*(size or self.size)//self.size
         with torch.autocast(x.device.type, enabled=False):
-            if x.shape[-1] != self.shown: x = F.interpolate(x.float(), size=(self.shown,)*2, mode='bilinear', align_corners=False)
+            if x.shape[-1] != shown: x = F.interpolate(x.float(), size=(shown,)*2, mode='bilinear', align_corners=False)
             x = (x.to(self.mean.dtype) - self.mean)/self.std
             return self.net(x.contiguous(memory_format=torch.channels_last))
 

@@ -96,16 +96,20 @@ class InstanceRecipe(ProjectedRecipe):
     def networks(self, seed:int|None=None)->dict: # on the CPU; with a seed the global generator is left alone
         "G, D and the codes, which are empty until `begin`."
         if seed is not None: return seeded(seed, self.networks)
-        D = AskedDiscriminator(map_channels(self.look), self.nc, self.eyes_size, self.w, self.ndf, tuple(map(int, self.levels)))
+        D = self.discriminator()
         return dict(G=FastGenerator(self.size, self.nz + self.nc, self.ngf), D=D, codes=Codes(self.nz, self.nc, self.latent))
+
+    def judge(self, size:int)->nn.Module: # for eyes that see so many px
+        return AskedDiscriminator(map_channels(self.look), self.nc, size, self.w, self.ndf, tuple(map(int, self.levels)))
 
     def begin(self, nets:dict, images:Images):
         "Fill the codes. Raises ValueError where the pictures are too few, and as `feature_maps` does."
         nets['codes'].codes = picture_codes(self.eyes(nets['G']), images, self.nc).to(nets['codes'].codes.device)
 
-    def told(self, nets:dict)->tuple: return (nets['codes'].asked,) # the one thing that `phases` does in another way
+    def told(self, nets:dict)->dict: return dict(asked=nets['codes'].asked) # the one thing that `phases` does in another way
 
 INSTANCE_RECIPES = (
     InstanceRecipe('projected-instance', 'Casanova et al. 2021, Instance-Conditioned GAN, on Sauer et al. 2021',
-        'codes are 32 principal components of what the frozen eyes see, the real of a code is its own picture; all else as in projected'),
+        'codes are 32 principal components of what the frozen eyes see, the real of a code is its own picture; the learning rate falls and the eyes come closer at the end; all else as in projected',
+        lr_decay=.3, closer=.2),
 )

@@ -164,6 +164,7 @@ class Trainer:
         self.learners = list({id(m): m for p in self.phases for m in p.nets}.values())
         for m in nets.values(): m.to(self.device, memory_format=torch.channels_last).train()
         self.step, self.seconds, self.stop = 0, 0., ''
+        self.steps, self.minutes = None, None  # the budget, which `fit` is given
         self.logs, self.metrics, self.notes = {}, {}, []  # on the device; on the host; lines that belong into run.json
 
     @property

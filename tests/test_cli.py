@@ -66,6 +66,9 @@ def test_data_prepares_and_trains(tmp_path, run):
     out = pokegan('data', folder, '--size', 32, '--out', 'prepared', cwd=tmp_path).stdout
     assert '9 images of 32 px are in prepared' in out and 'skip' in out
     pokegan('train', '--data', 'prepared', '--size', 32, '--steps', 2, '--run', 'r', cwd=tmp_path)
+    pokegan('train', '--recipe', 'dcgan-quick:ngf=8,betas=0/0.9', '--data', 'prepared', '--size', 32, '--steps', 2, '--run', 'c', cwd=tmp_path)
+    changed = json.loads((tmp_path/'c'/'run.json').read_text())['recipe']
+    assert (changed['name'], changed['ngf'], changed['betas'], changed['size']) == ('dcgan-quick', 8, [0., .9], 32)
     other = pokegan('train', '--resume', '--run', run, '--steps', 20, '--data', 'prepared', cwd=tmp_path, ok=False)
     assert 'other images' in other.stderr
 
@@ -81,7 +84,7 @@ MISTAKES = {
     'train --data creatures:none': 'creatures', 'train --minutes -1': 'minutes', 'train --steps 0': 'steps', 'train --steps 1 --device abacus': 'cpu',
     'train --colour red': 'colour', 'train --resume': 'pokegan train', 'train --resume --run nowhere': 'nowhere', 'sample nowhere': 'pokegan train',
     'sample': "'run'", 'paint': 'paint', 'recipes dcgan-820': 'dcgan-819', 'data nowhere.zip': 'nowhere.zip', 'data . --background puce': 'puce',
-    'data . --fit squeeze': 'pad',
+    'data . --fit squeeze': 'pad', 'train --recipe dcgan-quick:ngf=wide': 'ngf', 'train --recipe dcgan-quick:colour=red': 'colour',
 }
 
 

@@ -13,7 +13,7 @@ from pokegan.recipes import latents, load_run, make_trainer, recipe, resume, tra
 from pokegan.train import Batch
 from test_projected import CHANNELS, eyes, noise
 
-SMALL = dict(size=32, nz=12, ngf=2, w=2, ndf=4, look_size=32, batch=4, nc=5, diffaug='translation')
+SMALL = dict(lr_decay=0., closer=0., size=32, nz=12, ngf=2, w=2, ndf=4, look_size=32, batch=4, nc=5, diffaug='translation')
 
 
 def test_codes_are_white_and_of_this_picture_alone():
@@ -80,7 +80,10 @@ def test_run_resumes_exactly_and_opens_without_eyes(tmp_path, monkeypatch):
 def test_recipe():
     r = INSTANCE_RECIPES[0]
     assert InstanceRecipe(**json.loads(json.dumps(asdict(r)))) == r and recipe('projected-instance') == r
-    assert {k: v for k, v in asdict(r).items() if k not in ('name', 'source', 'differs', 'nc')} == {k: v for k, v in asdict(PROJECTED_RECIPES[0]).items() if k not in ('name', 'source', 'differs')}
+    plain = asdict(PROJECTED_RECIPES[0])
+    assert {k: v for k, v in asdict(r).items() if v != plain.get(k) and k not in ('name', 'source', 'differs')} == dict(nc=32, lr_decay=.3, closer=.2)
     with pytest.raises(ValueError, match='nc is 0'): replace(r, nc=0)
     state = torch.random.get_rng_state()
+    D = r.networks(0)['D']
+    assert all(isinstance(d, AskedDiscriminator) for d in (D.far, D.near)) and len(D.near.nets[0].body) > len(D.far.nets[0].body)
     assert set(r.networks(0)) == {'G', 'D', 'codes'} and torch.equal(state, torch.random.get_rng_state())

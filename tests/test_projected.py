@@ -12,7 +12,8 @@ from pokegan.data import Images
 from pokegan.dcgan import normal
 from pokegan.encoder import EncoderRecipe
 from pokegan.eyes import FeatureMaps, FrozenConv, feature_maps, freeze, map_channels
-from pokegan.projected import PROJECTED_RECIPES, FastGenerator, LRDecayCB, Mix, ProjectedDiscriminator, ProjectedRecipe, projected_phases
+from pokegan.projected import PROJECTED_RECIPES, FarAndNear, FastGenerator, LRDecayCB, Mix, ProjectedDiscriminator, ProjectedRecipe, projected_phases
+from pokegan.recipes import make_trainer
 from pokegan.train import Batch, Trainer, adam
 
 CHANNELS = (4, 6, 8, 10)
@@ -193,6 +194,39 @@ def test_learning_rate_falls_to_nothing_and_resumes_exactly(tmp_path):
     assert (cb.lr, cb.share) == (TOY.lr, .3)
 
 
+def test_eyes_come_closer_with_a_discriminator_of_their_own_and_resume_exactly(monkeypatch, tmp_path):
+    sides = []
+    monkeypatch.setattr(ProjectedRecipe, 'eyes', lambda self, G: lambda x, size: sides.append(size) or eyes()(x, size))
+    monkeypatch.setattr('pokegan.projected.map_channels', lambda look: CHANNELS)
+    r = replace(TOY, closer=.5, amp=False)
+    def start(stop_at=None, state=None):
+        t = make_trainer(r, noise(), 0, 'cpu')
+        if stop_at: t.callbacks.append(types.SimpleNamespace(before_fit=lambda t: None, after_fit=lambda t: None,
+                                                             after_step=lambda t: setattr(t, 'stop', 'enough' if t.step == stop_at else '')))
+        if state: load_state(t, state)
+        return t
+    whole = start()
+    before = {k: v.detach().clone() for k, v in whole.nets['D'].near.named_parameters()}
+    whole.fit(steps=8)
+    assert sides == [32]*8 + [64]*8, 'one look at the fakes, one at the reals; twice as many px in the second half'
+    assert [k for k, v in whole.nets['D'].near.named_parameters() if k.endswith('original') and torch.equal(before[k], v)] == [], 'the near one has learned'
+    for stop_at in (3, 6): # before and after the change
+        first = start(stop_at).fit(steps=8)
+        save_state(first, tmp_path/f'{stop_at}.safetensors')
+        rest = start(state=tmp_path/f'{stop_at}.safetensors').fit(steps=8)
+        a, b = flatten(whole.nets), flatten(rest.nets)
+        assert all(torch.equal(a[k], b[k]) for k in a), stop_at
+
+
+def test_far_does_not_learn_from_near():
+    D = FarAndNear(ProjectedDiscriminator(CHANNELS, 32, 2, 4), ProjectedDiscriminator(CHANNELS, 64, 2, 4), 32)
+    x = torch.randn(3, 3, 32, 32)
+    for size, learns, rests in ((32, D.far, D.near), (64, D.near, D.far)):
+        D.zero_grad()
+        sum(l.sum() for l in D(eyes()(x, size))).backward()
+        assert all(p.grad is not None for p in learns.parameters()) and all(p.grad is None for p in rests.parameters())
+
+
 def test_checkpoint_opens_without_eyes(tmp_path):
     t = game()
     t.callbacks.append(CheckpointCB(tmp_path, {}))
@@ -218,7 +252,7 @@ def test_recipe_needs_no_eyes_until_its_phases(monkeypatch):
 @pytest.mark.parametrize('wrong,says', [
     (dict(levels=''), 'levels'), (dict(levels='10'), 'levels'), (dict(levels='4'), 'levels'), (dict(levels='00'), 'levels'), (dict(look_size=100), 'multiple of 32'),
     (dict(look_size=-32), '0 or more'), (dict(look=''), 'look is empty'), (dict(diffaug='colour'), 'augmentation'), (dict(size=48), 'size'), (dict(w=0), 'w is 0'),
-    (dict(latent='x'), 'latent'), (dict(nz=0), 'nz'), (dict(betas=(0., 1.)), 'betas'), (dict(ema=1.), 'ema'), (dict(lr_decay=1.1), 'lr_decay'), (dict(lr_decay=-.1), 'lr_decay')])
+    (dict(latent='x'), 'latent'), (dict(nz=0), 'nz'), (dict(betas=(0., 1.)), 'betas'), (dict(ema=1.), 'ema'), (dict(lr_decay=1.1), 'lr_decay'), (dict(lr_decay=-.1), 'lr_decay'), (dict(closer=1.1), 'closer')])
 def test_wrong_recipes(wrong, says):
     with pytest.raises(ValueError, match=says) as e: replace(TOY, **wrong)
     assert '\n' not in str(e.value)
