@@ -109,6 +109,17 @@ def test_everything_is_made_once(images):
     assert calls == dict(G=4, E=4, Dx=10, Dz=10)
 
 
+def test_only_pictures_count_for_the_running_statistics_of_e(images):
+    t = trainer(SMALL, images, bf16=False)
+    b, E = Batch(t), t.nets['E']
+    norm = next(m for m in E.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    seen = []
+    norm.register_forward_pre_hook(lambda m, args: seen.append(args[0].detach()))
+    for p in t.phases: p.loss(b)
+    assert len(seen) == 2 and norm.momentum == .1
+    torch.testing.assert_close(norm.running_mean, .1*seen[0].mean((0, 2, 3)))
+
+
 def test_stale_imitations_are_forgotten(images):
     t = trainer(SMALL, images)
     b = Batch(t)
