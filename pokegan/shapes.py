@@ -53,7 +53,7 @@ def rods(x, y,
 def lens(x, y,
          l,  # (a, b, w): the two tips and the half-width
         ):
-    "Distance to a leaf"
+    "Distance to a leaf; beyond its tips an estimate, less than the true one"
     (ax, ay), (bx, by), w = l
     hx, hy = (bx - ax)/2, (by - ay)/2
     h = math.sqrt(hx*hx + hy*hy) + 1e-6
