@@ -98,7 +98,7 @@ def static_figure(e:Explorer, s:State=State()): # as in `overview`; a matplotlib
     "The panel on paper: a row of pictures for each control."
     from matplotlib.figure import Figure
     rows = overview(e, s)
-    fig = Figure(figsize=(6, .96*len(rows) + .3), dpi=80, layout='constrained')
+    fig = Figure(figsize=(6, 1.06*len(rows) + .3), dpi=80, layout='constrained')
     for ax, (title, states) in zip(fig.subplots(len(rows), 1), rows.items()):
         ax.imshow(grid(e.pictures(states), 7).permute(1, 2, 0).numpy(), interpolation='nearest')
         ax.set_title(title, fontsize=8, loc='left', pad=2)
