@@ -181,7 +181,7 @@ def no_widgets()->str: # why there can be no sliders here, or ''
     return '' if getattr(get_ipython(), 'kernel', None) else 'this is no notebook'
 
 def explore(
-    run:Run|Explorer|str|Path='creatures-dcgan', # a run, its folder, one of `pretrained()`, or an Explorer
+    run:Run|Explorer|str|Path='creatures-projected', # a run, its folder, one of `pretrained()`, or an Explorer
     images:Images|None=None, # labelled pictures; with these, kinds can be chosen
     label:str='type',   # which label
     folder:str|Path='liked' # for the pictures that you keep

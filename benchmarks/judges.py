@@ -1,0 +1,77 @@
+"""How do several judges see the same finished runs, and what does a bound on their latents change?
+
+    python benchmarks/judges.py compare/*-0 --data data/kaggle819-64 --features effnet-lite0 runs/encoder-species-1 [--truncation 1] [--n 1024] [--out judges]
+
+A judge is an extractor of lesson 08a, or the folder of a trained encoder. Each run is scored as `pokegan evaluate` does it, but nothing is stored in its folder. With --truncation every run is drawn a second time with that bound
+(lesson 14a). Rows go to OUT.csv as they are measured, and what is there already is not measured again; OUT.md is the table, floor and ceiling of each judge below.
+"""
+import argparse, csv
+from pathlib import Path
+
+import torch
+
+from pokegan.callbacks import replacing
+from pokegan.data import load_images, to_uint8
+from pokegan.features import named_features
+from pokegan.metrics import real_reference, score_images
+from pokegan.recipes import load_run
+
+KEYS, SCORES = ['run', 'step', 'data', 'judge', 'n', 'truncation'], ['kid', 'fid', 'precision', 'recall', 'memorised']
+COLUMNS = [*KEYS, 'kid_se', *SCORES, *(f'{k}_{e}' for e in ('floor', 'ceiling') for k in SCORES)]
+
+
+def measure(run, bound: float|None, n: int, ref) -> dict:
+    "One row: KID is times 1000, shares are from 0 to 1."
+    s = score_images(to_uint8(run.sample(n, truncation=bound)), ref)
+    row = dict(kid_se=1000*s['kid'].se) | {k: s[k].value for k in SCORES} | {f'{k}_{e}': getattr(s[k], e) for e in ('floor', 'ceiling') for k in SCORES}
+    return row | {k: 1000*v for k, v in row.items() if k in ('kid', 'kid_floor', 'kid_ceiling')}
+
+
+def line(cells: list, r: dict, end: str = '') -> str:
+    "One line of the table; `end` chooses '', '_floor' or '_ceiling'."
+    v = {k: float(r[k + end]) for k in SCORES}
+    kid = f"{v['kid']:.1f}" + f" ± {float(r['kid_se']):.1f}"*(not end)
+    return '| ' + ' | '.join([*cells, kid, f"{v['fid']:.1f}", f"{v['precision']:.2f}", f"{v['recall']:.2f}", f"{v['memorised']:.1%}"]) + ' |'
+
+
+def table(rows: list) -> str:
+    "Markdown: for each judge its runs, best KID first, then its floor and ceiling."
+    lines = ['| judge | run | bound | step | KID ×1000 | FID | precision | recall | memorised |', '|---'*9 + '|']
+    for judge in dict.fromkeys(r['judge'] for r in rows):
+        own = sorted((r for r in rows if r['judge'] == judge), key=lambda r: float(r['kid']))
+        lines += [line([judge, r['run'], str(r['truncation']) or 'none', f"{int(r['step']):,}"], r) for r in own]
+        lines += [line([judge, f'{end}: {what}', '', ''], own[0], f'_{end}') for end, what in (('floor', 'real against real'), ('ceiling', 'noise'))]
+    return '\n'.join(lines)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    p.add_argument('runs', nargs='+', help='run folders')
+    p.add_argument('--data', required=True, help='the real images')
+    p.add_argument('--features', nargs='+', default=['effnet-lite0'], help='judges')
+    p.add_argument('--truncation', type=float, help='score each run with this bound as well')
+    p.add_argument('--n', type=int, default=1024)
+    p.add_argument('--out', default='judges')
+    a = p.parse_args()
+    torch.backends.cudnn.benchmark = False
+    runs = [load_run(r) for r in a.runs]
+    if len(sizes := {r.recipe.size for r in runs}) > 1: p.error(f'the runs draw pictures of {sorted(sizes)} px; compare those of one size')
+    images, csv_file = load_images(a.data, sizes.pop()), Path(f'{a.out}.csv')
+    rows = list(csv.DictReader(csv_file.open(newline=''))) if csv_file.exists() else []
+    done = {tuple(r[k] for k in KEYS) for r in rows}
+    for judge in a.features:
+        ref = real_reference(images, named_features(judge))
+        for run in runs:
+            for bound in (None, a.truncation) if a.truncation else (None,):
+                key = run.folder.name, str(run.info['step']), images.fingerprint, Path(judge).name, str(a.n), '' if bound is None else f'{bound:g}'
+                if key in done: continue
+                rows.append(dict(zip(KEYS, key)) | {k: f'{v:.6g}' for k, v in measure(run, bound, a.n, ref).items()})
+                with replacing(csv_file) as t, open(t, 'w', newline='') as f:
+                    w = csv.DictWriter(f, COLUMNS)
+                    w.writeheader()
+                    w.writerows(rows)
+    with replacing(Path(f'{a.out}.md')) as t: t.write_text(table(rows) + '\n')
+    print(table(rows))
+
+
+if __name__ == '__main__': main()
