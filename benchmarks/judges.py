@@ -12,7 +12,7 @@ import torch
 
 from pokegan.callbacks import replacing
 from pokegan.data import load_images, to_uint8
-from pokegan.features import named_features
+from pokegan.encoder import named_features
 from pokegan.metrics import real_reference, score_images
 from pokegan.recipes import load_run
 
