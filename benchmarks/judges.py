@@ -5,16 +5,15 @@
 A judge is an extractor of lesson 08a, or the folder of a trained encoder. Each run is scored as `pokegan evaluate` does it, but nothing is stored in its folder. With --truncation every run is drawn a second time with that bound
 (lesson 14a). Rows go to OUT.csv as they are measured, and what is there already is not measured again; OUT.md is the table, floor and ceiling of each judge below.
 """
-import argparse, csv
+import argparse
 from pathlib import Path
-
-import torch
 
 from pokegan.callbacks import replacing
 from pokegan.data import load_images, to_uint8
 from pokegan.encoder import named_features
 from pokegan.metrics import real_reference, score_images
 from pokegan.recipes import load_run
+from truncation import read, write
 
 KEYS, SCORES = ['run', 'step', 'data', 'judge', 'n', 'truncation'], ['kid', 'fid', 'precision', 'recall', 'memorised']
 COLUMNS = [*KEYS, 'kid_se', *SCORES, *(f'{k}_{e}' for e in ('floor', 'ceiling') for k in SCORES)]
@@ -53,23 +52,19 @@ def main():
     p.add_argument('--n', type=int, default=1024)
     p.add_argument('--out', default='judges')
     a = p.parse_args()
-    torch.backends.cudnn.benchmark = False
     runs = [load_run(r) for r in a.runs]
     if len(sizes := {r.recipe.size for r in runs}) > 1: p.error(f'the runs draw pictures of {sorted(sizes)} px; compare those of one size')
-    images, csv_file = load_images(a.data, sizes.pop()), Path(f'{a.out}.csv')
-    rows = list(csv.DictReader(csv_file.open(newline=''))) if csv_file.exists() else []
-    done = {tuple(r[k] for k in KEYS) for r in rows}
+    images, path = load_images(a.data, sizes.pop()), Path(f'{a.out}.csv')
+    rows = read(path)
     for judge in a.features:
-        ref = real_reference(images, named_features(judge))
+        ref = None
         for run in runs:
             for bound in (None, a.truncation) if a.truncation else (None,):
-                key = run.folder.name, str(run.info['step']), images.fingerprint, Path(judge).name, str(a.n), '' if bound is None else f'{bound:g}'
-                if key in done: continue
-                rows.append(dict(zip(KEYS, key)) | {k: f'{v:.6g}' for k, v in measure(run, bound, a.n, ref).items()})
-                with replacing(csv_file) as t, open(t, 'w', newline='') as f:
-                    w = csv.DictWriter(f, COLUMNS)
-                    w.writeheader()
-                    w.writerows(rows)
+                key = dict(zip(KEYS, (run.folder.name, str(run.info['step']), images.fingerprint, Path(judge).name, str(a.n), '' if bound is None else f'{bound:g}')))
+                if any(r.items() >= key.items() for r in rows): continue
+                ref = ref or real_reference(images, named_features(judge))
+                rows.append(key | {k: f'{v:.6g}' for k, v in measure(run, bound, a.n, ref).items()})
+                write(path, rows, COLUMNS)
     with replacing(Path(f'{a.out}.md')) as t: t.write_text(table(rows) + '\n')
     print(table(rows))
 

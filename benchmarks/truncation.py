@@ -55,9 +55,9 @@ def read(path: Path) -> list:
     with open(path, newline='') as f: return list(csv.DictReader(f))
 
 
-def write(path: Path, rows: list):
+def write(path: Path, rows: list, columns: list):
     with replacing(path) as p, open(p, 'w', newline='') as f:
-        w = csv.DictWriter(f, KEYS + VALUES)
+        w = csv.DictWriter(f, columns)
         w.writeheader()
         w.writerows(rows)
 
@@ -128,7 +128,7 @@ def main():
             key = dict(zip(KEYS, map(str, (run.folder.name, run.info['step'], ref.card['data'], a.features, a.n, a.seed, knob, value))))
             if any(r.items() >= key.items() for r in rows): continue
             rows.append(key | {k: f'{v:.5g}' for k, v in (dict(spread=kept) | measure(run, ref, a.n, a.seed, knob, value)).items()})
-            write(path, rows)
+            write(path, rows, KEYS + VALUES)
             print(table(rows[-1:]).splitlines()[-1], flush=True)
     a.out.with_suffix('.md').write_text(table(rows) + '\n')
     with replacing(a.out.with_suffix('.png')) as q: draw(rows).savefig(q, format='png')
