@@ -4,28 +4,21 @@
 
 # %% auto #0
 __all__ = ['AEGAN_RECIPES', 'latent_discriminator', 'without_counting', 'RoundTrips', 'judge', 'ge_terms', 'aegan_phases',
-           'AEGANRecipe', 'CurvesCB', 'plot_curves', 'CurvesPictureCB']
+           'AEGANRecipe']
 
 # %% ../nbs/10b_aegan.ipynb #c003
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .callbacks import draw_latents, read_log, replacing
-from .data import Images
-from .dcgan import check_fields, conv_discriminator, conv_generator, init_dcgan, n_doublings, seeded
-from .distances import frechet, inception_score
-from .features import class_probs, features
+from .dcgan import conv_discriminator, conv_generator, init_dcgan
 from .losses import bce, full
-from .metrics import reference
+from .models.recipe import Recipe
 from .road import ReconstructionCB, conv_encoder, dense
 from .smoothing import noisy_targets
-from .tracking import Allowance
-from .train import Callback, Phase, adam, logit_stats, mix_seed
+from .train import Phase, adam, logit_stats
 
 # %% ../nbs/10b_aegan.ipynb #c007
 def latent_discriminator(
@@ -113,19 +106,15 @@ def aegan_phases(
 
 # %% ../nbs/10b_aegan.ipynb #c023
 @dataclass(frozen=True)
-class AEGANRecipe:
+class AEGANRecipe(Recipe):
     "All that the training of one AEGAN is made of, as plain values; raises ValueError on a value that cannot work."
-    name:str # what the command line calls it
-    source:str # whose it is
-    differs:str = '' # what is ours in it, and why
-    size:int = 64 # side of the images, px
+    family = 'aegan'
+    published = ('G', 'E')
     nz:int = 16 # values in a latent
     ngf:int = 64 # width of G
     ndf:int = 64 # width of Dx and of E
     whole:bool = False # E sees the whole picture; False: its upper left part, as published (lesson 10a)
     faithful:bool = False # batch norm and LReLU after the last layer of Dz, as published
-    latent:str = 'normal' # 'normal' or 'uniform'
-    batch:int = 64 # images in a batch
     adv_x:float = 1. # weight of fooling Dx; 0: there is no Dx
     rec_x:float = 1. # weight of the mean absolute difference between x tilde and x
     adv_z:float = 1. # weight of fooling Dz; 0: there is no Dz
@@ -134,110 +123,50 @@ class AEGANRecipe:
     fake_target:float = 0.15 # … for imitations: mean
     target_noise:float = 0.15 # … standard deviation
     flip:float = 0.05 # share of the targets that swap sides
-    lr:float = 2e-4 # learning rate of G and E
-    lr_d:float = 2e-4 # learning rate of Dx and Dz
-    betas:tuple = (0.5, 0.999) # Adam's memories
+    lr_d:float = 2e-4 # learning rate of Dx and Dz; `lr` is that of G and E
     weight_decay:float = 1e-8 # of all four
-    ema:float = 0. # decay of G's moving average; 0: none
-    amp:bool = True # bfloat16 where the processor has it
-    epochs:int = 0 # as published, to compare; 0: none named
-    family:ClassVar[str] = 'aegan'
 
-    def __post_init__(self):
-        check_fields(self)
-        n_doublings(self.size)
-        if not any(self.weights.values()): raise ValueError('adv_x, rec_x, adv_z and rec_z are all 0; G and E need something to learn from')
+    def check(self):
+        if not any(self.weights.values()):
+            raise ValueError('adv_x, rec_x, adv_z and rec_z are all 0; G and E need something to learn from')
 
     @property
     def weights(self): return {k: getattr(self, k) for k in ('adv_x', 'adv_z', 'rec_x', 'rec_z')}
 
 # %% ../nbs/10b_aegan.ipynb #c025
-def _networks(self:AEGANRecipe, seed:int|None=None)->dict: # on the CPU; with a seed the global generator is left alone
-    "New networks of this recipe: G, E, and the discriminators that have a weight."
-    if seed is not None: return seeded(seed, self.networks)
+def _build(self:AEGANRecipe) -> dict: # on the CPU
+    "G, E, and the discriminators that have a weight."
     nets = dict(G=conv_generator(self.size, self.nz, self.ngf), E=conv_encoder(self.size, self.nz, self.ndf, self.whole))
     if self.adv_x: nets['Dx'] = conv_discriminator(self.size, self.ndf, norm_first=True, sn=True, head='conv')
     if self.adv_z: nets['Dz'] = latent_discriminator(self.nz, self.faithful)
     return nets
 
-def _phases(self:AEGANRecipe, nets:dict)->list: # nets are on their device already
+def _targets(self:AEGANRecipe, n:int, generator, device) -> tuple: # of the real thing, of imitations
+    return noisy_targets(n, self.real_target, self.fake_target, self.target_noise, self.flip, generator, device)
+
+def _phases(self:AEGANRecipe, nets:dict) -> list: # nets are on their device already
     "Its step: D (both discriminators), then GE."
     kw, Ds = dict(betas=self.betas, weight_decay=self.weight_decay), [nets[k] for k in ('Dx', 'Dz') if k in nets]
-    def targets(n, generator, device):
-        return noisy_targets(n, self.real_target, self.fake_target, self.target_noise, self.flip, generator, device)
     opt_D = adam(*Ds, lr=self.lr_d, **kw) if Ds else None
-    return aegan_phases(nets, opt_D, adam(nets['G'], nets['E'], lr=self.lr, **kw), self.weights, targets)
+    opt_GE = adam(nets['G'], nets['E'], lr=self.lr, **kw)
+    return aegan_phases(nets, opt_D, opt_GE, self.weights, self.targets)
 
-def _callbacks(self:AEGANRecipe, nets:dict, folder:str|Path, images:Images)->list: # of Callback; nets: also 'prior', which draws the run's latents
+def _callbacks(self:AEGANRecipe, nets:dict, folder, sets:dict) -> list:
     "Reconstructions on the way."
-    return [ReconstructionCB(folder, nets['G'], nets['E'], images, nets['prior'])]
+    more = [ReconstructionCB(folder, nets['G'], nets['E'], sets['train'], self.prior(nets))]
+    return more + Recipe.callbacks(self, nets, folder, sets)
 
-AEGANRecipe.networks, AEGANRecipe.phases, AEGANRecipe.callbacks = _networks, _phases, _callbacks
+AEGANRecipe.build, AEGANRecipe.targets = _build, _targets
+AEGANRecipe.phases, AEGANRecipe.callbacks = _phases, _callbacks
 
+# %% ../nbs/10b_aegan.ipynb #c025b
 AEGAN_RECIPES = (
-    AEGANRecipe('aegan', 'system 4: AEGAN', 'Dz gives plain logits (its own: faithful=True); weights start from N(0, 0.02), where it names no start'),
-    AEGANRecipe('aegan-article', 'system 4: the weights and learning rates of the AEGAN article', 'all else as aegan', rec_x=0.5, adv_z=0.005, rec_z=0.1, lr_d=1e-4),
+    AEGANRecipe('aegan', 'system 4: AEGAN',
+        'Dz gives plain logits (its own: faithful=True); weights start from N(0, 0.02), where it names no start'),
+    AEGANRecipe('aegan-article', 'system 4: the weights and learning rates of the AEGAN article',
+        'all else as aegan', rec_x=0.5, adv_z=0.005, rec_z=0.1, lr_d=1e-4),
     AEGANRecipe('aegan-whole', 'system 4: AEGAN', 'as aegan, but its encoder sees the whole picture', whole=True),
-    AEGANRecipe('aegan-quick', 'ours: creatures in minutes on CPU cores', 'a third of the width, half the batch, five times the learning rate, E sees the whole picture',
+    AEGANRecipe('aegan-quick', 'ours: creatures in minutes on CPU cores',
+        'a third of the width, half the batch, five times the learning rate, E sees the whole picture',
         ngf=24, ndf=24, batch=32, lr=1e-3, lr_d=1e-3, whole=True),
 )
-
-# %% ../nbs/10b_aegan.ipynb #c032
-class CurvesCB(Callback):
-    "FID and Inception Score of a generator while it learns, those of real pictures beside them, into the log. Stands before LogCB."
-    def __init__(self, G:nn.Module, prior:Callable, images:Images,
-        extract:Callable, # from `extractor`; one that knows no classes gives FID alone
-        n:int=256, # pictures on each side; at most half of the images
-        share:float=.04, # of the run's time
-        seed:int=0, # of latents and of the choice of reals
-        every:int=20, # steps between two glances at the clock: those of the log
-    ):
-        self.G, self.images, self.extract, self.seed, self.every = G, images, extract, seed, every
-        self.n, self.pace, self.ref, self.row = min(n, len(images)//2), Allowance(share), None, {}
-        self.z = prior(self.n, torch.Generator().manual_seed(mix_seed(seed, 6)))
-
-    def before_fit(self, t): self.began, self.pace = t.seconds, Allowance(self.pace.share)
-
-    def after_step(self, t):
-        for k in self.row: t.metrics.pop(k, None)  # so that the log has them at the step where they were measured
-        if t.rank or t.step % self.every or not self.pace.due(t.seconds - self.began): return
-        with self.pace.take(t.device): self.measure(t)
-
-    def score(self, f:Tensor, other:Tensor)->dict: # features (n,d) of pictures, and of those to compare them with
-        p = class_probs(self.extract, f)
-        return dict(fid=frechet(f, other)) | ({} if p is None else dict(IS=inception_score(p)))
-
-    def measure(self, t):
-        if self.ref is None:
-            ref = reference(self.images.x, self.extract, self.seed, limit=2*self.n, data=self.images.fingerprint)
-            self.ref, other = (ref.real[h][:self.n] for h in ref.parts)
-            self.real = {f'{k}_real': v for k, v in self.score(other, self.ref).items()}
-        x = torch.cat([draw_latents(self.G, z) for z in self.z.split(64)])
-        if not torch.isfinite(x).all(): return
-        self.row = {k: float(f'{v:.6g}') for k, v in (self.score(features(self.extract, x), self.ref) | self.real).items()}
-        t.metrics |= self.row
-
-def plot_curves(
-    rows:list, # as `read_log` returns them
-    title:str='', # above the figure
-): # a matplotlib figure
-    "KID, FID and Inception Score over steps, where the log has them, with what real pictures reach as a dashed line."
-    from matplotlib.figure import Figure
-    there = [k for k in ('kid', 'fid', 'IS') if any(k in r for r in rows)]
-    fig = Figure(figsize=(3.6*max(1, len(there)), 2.4), dpi=64, layout='constrained')
-    for ax, k in zip(fig.subplots(1, max(1, len(there)), squeeze=False)[0], there):
-        ax.plot(*zip(*[(r['step'], r[k]) for r in rows if k in r]), 'o-', ms=3, label='generated')
-        for v in {r[f'{k}_real'] for r in rows if f'{k}_real' in r}: ax.axhline(v, c='k', ls='--', lw=1, label=f'real: {v:.2f}')
-        ax.set(title=k.upper(), xlabel='step')
-        ax.legend(fontsize=8)
-    fig.suptitle(title, fontsize=10)
-    return fig
-
-class CurvesPictureCB(Callback):
-    "curves.png, when training ends and the log has such numbers. Stands after LogCB."
-    def __init__(self, folder:str|Path): self.folder = Path(folder)
-
-    def after_fit(self, t):
-        rows = [] if t.rank else read_log(self.folder/'log.csv')
-        if not any(k in r for r in rows for k in ('kid', 'fid', 'IS')): return
-        with replacing(self.folder/'curves.png') as p: plot_curves(rows, f'step {t.step}').savefig(p, format='png', dpi=100)

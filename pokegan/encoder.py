@@ -4,26 +4,28 @@
 
 # %% auto #0
 __all__ = ['STEMS', 'ENCODER_RECIPES', 'resnet', 'sprite_stem', 'imagenet_stem', 'Encoder', 'embeddings', 'EncoderRecipe',
-           'encoder_sets', 'encoder_trainer', 'ExamCB', 'train_encoder', 'load_encoder', 'named_features']
+           'encoder_sets', 'ExamCB', 'encoder_trainer', 'train_encoder', 'load_encoder', 'named_features']
 
 # %% ../nbs/11b_encoder.ipynb #c003
 import hashlib, json, socket
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .augment import saturation, translate
-from .callbacks import LoadCB, LogCB, replacing
-from .checkpoint import CheckpointCB, load_state, read_tensors, unflatten
+from .callbacks import replacing
+from .checkpoint import read_tensors, unflatten
+from .core import one_of, pick_device
 from .data import Images, to_float
-from .dcgan import check_fields, one_of, seeded
 from .features import Extractor, extractor
-from .pretext import TASKS, AccuracyCB, CosineCB, accuracy, classifier_phases, subset, split_rows, three_sets, turned
-from .train import Callback, Trainer, adam, check_budget, pick_device
+from .models.recipe import SOLO, Recipe, describe, fit_run, from_plain, make_trainer
+from .pretext import TASKS, AccuracyCB, accuracy, classifier_phases, subset, split_rows, three_sets, turned
+from .train import Callback, Trainer, adam, check_budget
+from .training.schedules import ScheduleCB, cosine
 
 # %% ../nbs/11b_encoder.ipynb #c007
 def resnet(
@@ -99,12 +101,16 @@ def embeddings(
 
 # %% ../nbs/11b_encoder.ipynb #c022
 @dataclass(frozen=True)
-class EncoderRecipe:
+class EncoderRecipe(Recipe):
     "All that the training of one encoder is made of, as plain values; raises ValueError on a value that cannot work."
-    family:ClassVar[str] = 'encoder'
-    name:str # what the command line calls it
-    source:str # whose it is
-    differs:str = '' # what is ours in it, and why
+    family = 'encoder'
+    needs = dict(encoder=dict(torchvision='torchvision', sklearn='scikit-learn'))
+    published = ('E',)
+    choices = dict(task=tuple(TASKS), stem_kind=tuple(STEMS), norm=('batch', 'none'), nz=(512,))
+    at_most = Recipe.at_most | dict(shift=.5, colour=1., smoothing=.9, warmup=.9)
+    nz:int = 512 # values in an embedding
+    lr:float = 1e-3 # highest learning rate
+    betas:tuple = (0.9, 0.99) # Adam's memories
     task:str = 'species' # what is learned: 'species' (any column of labels) or 'rotation' (no labels)
     label:str = '' # the column; '': 'species', or 'name'
     classes:int = 0 # of the head; 0: as many as the labels have
@@ -112,122 +118,123 @@ class EncoderRecipe:
     norm:str = 'batch' # of the embedding: 'batch' (without gain and bias) or 'none'
     faithful:bool = False # batch statistics always
     pretrained:bool = False # start from ImageNet's weights
-    size:int = 64 # side of the images, px
-    nz:int = 512 # values in an embedding
-    latent:str = 'normal' # what a good embedding resembles
-    batch:int = 64 # images in a batch
-    lr:float = 1e-3 # highest learning rate
-    warmup:float = 0.05 # share of the budget in which it rises
-    betas:tuple = (0.9, 0.99) # Adam's memories
+    warmup:float = 0.05 # share of the budget in which the learning rate rises
     weight_decay:float = 0. # Adam's
     smoothing:float = 0.1 # of labels
     hflip:bool = True # half of the pictures are mirrored
     shift:float = 0.0625 # largest move, as a share of the side
     colour:float = 0. # chance of another saturation
-    ema:float = 0. # decay of a moving average; 0: none
-    amp:bool = True # bfloat16 where the processor has it
-    epochs:int = 0 # as published, to compare
 
-    def __post_init__(self):
-        check_fields(self)
-        for k, choices in dict(task=tuple(TASKS), stem_kind=tuple(STEMS), norm=('batch', 'none'), nz=(512,)).items(): one_of(k, getattr(self, k), choices)
-        if self.size < 32: raise ValueError(f'size is {self.size}; it must be 32 px or more, as ResNet-34 halves four or five times')
-        for k, top in dict(shift=.5, colour=1., smoothing=.9, warmup=.9).items():
-            if getattr(self, k) > top: raise ValueError(f'{k} is {getattr(self, k)}; it must be {top} or less')
+    def check(self):
+        if self.size < 32:
+            raise ValueError(f'size is {self.size}; it must be 32 px or more, as ResNet-34 halves four or five times')
 
-    def networks(self, seed:int|None=None)->dict: # E on the CPU; with a seed the global generator is left alone
-        "A new encoder. Raises ValueError while the number of classes is unknown."
-        if seed is not None: return seeded(seed, self.networks)
+    def build(self) -> dict: # raises ValueError while the number of classes is unknown
         n = 4 if self.task == 'rotation' else self.classes
         if n < 2: raise ValueError(f'classes is {n}; give classes=…, 2 or more (train_encoder counts them)')
         return dict(E=Encoder(n, self.stem_kind, self.norm, self.faithful, self.pretrained))
 
-    def phases(self, nets:dict)->list:
-        "One phase; unless the task is rotation, the images need a column 'class' (see `three_sets`)."
-        opt = adam(nets['E'], lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
-        return classifier_phases(nets['E'], opt, TASKS[self.task], self.smoothing)
+    def offline(self): return replace(self, pretrained=False)
+    def schedule(self): return partial(cosine, warmup=self.warmup)
+    def change_reals(self): return self.augment
 
-    def callbacks(self, nets:dict, folder, images:Images)->list: # images: held out, with a column 'class'
-        "The schedule, and the accuracy on held-out images."
-        return [CosineCB(self.lr, self.warmup), AccuracyCB(nets['E'], images)]
-
-    def augment(self, x:Tensor, generator:torch.Generator)->Tensor: # (b,3,h,w) both, in [-1,1]
-        "Changes after which it is still the same species: mirrored, moved on white, more or less colourful."
-        if self.hflip: x = torch.where(torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < .5, x, x.flip(3))
-        if self.shift: x = translate(x.contiguous(), generator, share=self.shift)
-        if self.colour: x = saturation(x, generator, self.colour).clamp(-1, 1)
-        return x.contiguous(memory_format=torch.channels_last)
-
-# %% ../nbs/11b_encoder.ipynb #c024
-ENCODER_RECIPES = (
-    EncoderRecipe('encoder-species', 'system 5, step 1: ResNet-34 names species', 'from scratch, and running statistics', stem_kind='imagenet'),
-    EncoderRecipe('encoder-sprites', 'encoder-species for a graphics processor', 'a stem that keeps more of 64 px: larger maps, more than twice the cost'),
-    EncoderRecipe('encoder-rotnet', 'system 5, the other pretext: which way is up (Gidaris 2018)', 'one direction of each picture in a batch, not all four',
-        task='rotation', stem_kind='imagenet', smoothing=0.),
-)
-
-# %% ../nbs/11b_encoder.ipynb #c027
-def encoder_sets(r:EncoderRecipe, images:Images, seed:int=0)->tuple: # as `three_sets`
-    "Train, val and test rows for a recipe's task; for rotations no labels are read, and val and test are shown in all four directions."
+# %% ../nbs/11b_encoder.ipynb #c022c
+def encoder_sets(r:EncoderRecipe, images:Images, seed:int=0) -> tuple: # as `three_sets`
+    "Train, val and test rows for a recipe's task; for rotations no labels, and val and test in all four directions."
     if r.task == 'species': return three_sets(images, r.label, seed)
     rows = split_rows(images, seed=seed)
-    return (0, 90, 180, 270), dict(train=subset(images, rows['train'])) | {k: turned(subset(images, rows[k])) for k in ('val', 'test')}
+    turns = {k: turned(subset(images, rows[k])) for k in ('val', 'test')}
+    return (0, 90, 180, 270), dict(train=subset(images, rows['train'])) | turns
 
-def encoder_trainer(r:EncoderRecipe, sets:dict, seed:int=0, device=None)->Trainer:
-    "Network, phase, schedule and looks at val of a recipe with `classes`, ready to fit."
-    if sets['train'].size != r.size: raise ValueError(f"the images are {sets['train'].size} px and the recipe {r.size}: prepare them at {r.size} px")
-    device = pick_device(device)
-    nets = {k: m.to(device, memory_format=torch.channels_last) for k, m in r.networks(seed).items()}
-    return Trainer(nets, r.phases(nets), sets['train'], None, r.batch, seed, r.callbacks(nets, None, sets['val']), r.augment, device, None if r.amp else False)
-
-# %% ../nbs/11b_encoder.ipynb #c028
 class ExamCB(Callback):
-    "'test' in run.json: the test rows, asked once, when training ends. Stands after CheckpointCB in the list of callbacks."
-    def __init__(self, E:Encoder, images:Images, folder:str|Path): self.E, self.images, self.path = E, images, Path(folder)/'run.json'
+    "'test' in run.json: the test rows, asked once, when training ends. Comes after CheckpointCB."
+    order = 1
+    def __init__(self, E:Encoder, images:Images, folder:str|Path):
+        self.E, self.images, self.path = E, images, Path(folder)/'run.json'
 
     def after_fit(self, t):
         if t.rank: return
         with t.autocast(): test = {k: round(v, 5) for k, v in accuracy(self.E, self.images).items()}
-        info = json.loads(self.path.read_text()) | dict(test=test)
-        with replacing(self.path) as p: p.write_text(json.dumps(info, indent=1))
+        info = json.loads(self.path.read_text(encoding='utf-8')) | dict(test=test)
+        with replacing(self.path) as p: p.write_text(json.dumps(info, indent=1), encoding='utf-8')
 
+# %% ../nbs/11b_encoder.ipynb #c022d
+def _sets(self:EncoderRecipe, images:Images, seed:int=0) -> tuple: # recipe with `classes`, sets, what run.json holds
+    names, sets = encoder_sets(self, images, seed)
+    rows = {k: len(s) for k, s in sets.items()}
+    return replace(self, classes=len(names)), sets, dict(names=names, data=dict(rows=rows))
+
+def _phases(self:EncoderRecipe, nets:dict) -> list:
+    "One phase; unless the task is rotation, the images need a column 'class' (see `three_sets`)."
+    opt = adam(nets['E'], lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+    return classifier_phases(nets['E'], opt, TASKS[self.task], self.smoothing)
+
+def _callbacks(self:EncoderRecipe, nets:dict, folder, sets:dict) -> list: # sets: held out, with a column 'class'
+    "The schedule, the accuracy on val on the way, and the exam where there is a folder."
+    looks = [ScheduleCB(self.schedule(), least=1e-3), AccuracyCB(nets['E'], sets['val'])]
+    return looks + ([ExamCB(nets['E'], sets['test'], folder)] if folder else [])
+
+def _augment(self:EncoderRecipe, x:Tensor, generator:torch.Generator) -> Tensor: # (b,3,h,w) both, in [-1,1]
+    "Changes after which it is still the same species: mirrored, moved on white, more or less colourful."
+    if self.hflip:
+        u = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)
+        x = torch.where(u < .5, x, x.flip(3))
+    if self.shift: x = translate(x.contiguous(), generator, share=self.shift)
+    if self.colour: x = saturation(x, generator, self.colour).clamp(-1, 1)
+    return x.contiguous(memory_format=torch.channels_last)
+
+EncoderRecipe.sets, EncoderRecipe.phases = _sets, _phases
+EncoderRecipe.callbacks, EncoderRecipe.augment = _callbacks, _augment
+
+# %% ../nbs/11b_encoder.ipynb #c024
+ENCODER_RECIPES = (
+    EncoderRecipe('encoder-species', 'system 5, step 1: ResNet-34 names species',
+        'from scratch, and running statistics', stem_kind='imagenet'),
+    EncoderRecipe('encoder-sprites', 'encoder-species for a graphics processor',
+        'a stem that keeps more of 64 px: larger maps, more than twice the cost'),
+    EncoderRecipe('encoder-rotnet', 'system 5, the other pretext: which way is up (Gidaris 2018)',
+        'one direction of each picture in a batch, not all four', task='rotation', stem_kind='imagenet', smoothing=0.),
+)
+
+# %% ../nbs/11b_encoder.ipynb #c027
+def encoder_trainer(r:EncoderRecipe, sets:dict, seed:int=0, device=None) -> Trainer:
+    "Network, phase, schedule and looks at val of a recipe with `classes`, ready to fit."
+    t = make_trainer(r, sets['train'], seed, device)
+    t.callbacks += r.callbacks(t.nets, None, sets)
+    return t
+
+# %% ../nbs/11b_encoder.ipynb #c028
 def train_encoder(
     r:EncoderRecipe,
     images:Images,       # all of them: held-out rows are split off here
     folder:str|Path,     # run folder
-    steps:int|None=None, minutes:float|None=None, # budget
-    seed:int=0,          # everything random follows from it
-    device=None,         # default: the best there is
+    steps:int|None=None, minutes:float|None=None, epochs:float|None=None, # budget
+    *,
     resume:bool=False,   # go on from state.safetensors
     save_every:int|None=None, # steps between checkpoints; default once a minute
-    callbacks:tuple=(),  # more of them
-    together:Callable=list # what holds all callbacks in the end; for several processes that of lesson 12c
-)->'Encoder': # from the folder, frozen
+    progress:bool=False, # show a bar
+    **how                # of `fit_run`: seed, device, callbacks, team
+) -> 'Encoder': # from the folder, frozen
     "Train, judge by the test rows, write both down. Raises ValueError on wrong values."
-    check_budget(steps, minutes)
-    folder, (names, sets) = Path(folder), encoder_sets(r, images, seed)
-    if (folder/'run.json').exists() and not resume: raise ValueError(f'{folder} already holds a run: continue it with resume=True, or name another folder')
-    t = encoder_trainer(r := replace(r, classes=len(names)), sets, seed, device)
-    if resume: load_state(t, folder/'state.safetensors')
-    folder.mkdir(parents=True, exist_ok=True)
-    data = dict(source=images.source, size=images.size, n=len(images), fingerprint=images.fingerprint, rows={k: len(s) for k, s in sets.items()})
-    meta = dict(recipe=dict(family=r.family, **asdict(r)), names=names, data=data, budget=dict(steps=steps, minutes=minutes))
-    t.callbacks += [LoadCB(), LogCB(folder), *callbacks, CheckpointCB(folder, meta, save_every), ExamCB(t.nets['E'], sets['test'], folder)]
-    t.callbacks = together(t.callbacks)
-    t.fit(steps, minutes)
+    check_budget(steps, minutes, epochs)
+    if (Path(folder)/'run.json').exists() and not resume:
+        raise ValueError(f'{folder} already holds a run: continue it with resume=True, or name another folder')
+    budget = dict(steps=steps, minutes=minutes, epochs=epochs, save_every=save_every)
+    fit_run(r, images, folder, budget, again=resume, progress=progress, **how)
     return load_encoder(folder)
 
 # %% ../nbs/11b_encoder.ipynb #c029
 def load_encoder(
     folder:str|Path # of a run
-)->Encoder: # on the CPU, in eval mode, frozen; `names` are its classes
+) -> Encoder: # on the CPU, in eval mode, frozen; `names` are its classes
     "The encoder of a run folder. Raises ValueError where there is none."
     folder = Path(folder)
-    try: info = json.loads((folder/'run.json').read_text())
-    except (OSError, json.JSONDecodeError): raise ValueError(f'{folder} is not a run folder of an encoder (no run.json that can be read)') from None
-    if 'names' not in info: raise ValueError(f'{folder} holds a run of another family; an encoder is trained with a recipe such as encoder-species')
-    values = {k: v for k, v in info['recipe'].items() if k != 'family'} | dict(pretrained=False)
-    E = EncoderRecipe(**values).networks(seed=0)['E']
+    try: info = json.loads((folder/'run.json').read_text(encoding='utf-8'))
+    except (OSError, json.JSONDecodeError):
+        raise ValueError(f'{folder} is not a run folder of an encoder (no run.json that can be read)') from None
+    if 'names' not in info:
+        raise ValueError(f'{folder} holds a run of another family; an encoder is trained with a recipe such as encoder-species')
+    E = from_plain(info['recipe']).offline().networks(seed=0)['E']
     E.load_state_dict(unflatten(read_tensors(folder/'last.safetensors')[0], 'E'))
     E.names = tuple(info['names'])
     return E.requires_grad_(False).eval()

@@ -7,16 +7,16 @@ __all__ = ['INSTANCE_RECIPES', 'picture_codes', 'Codes', 'AskedDiscriminator', '
 
 # %% ../nbs/13c_instances.ipynb #c003
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from .core import LATENTS
 from .data import Images, to_float
-from .dcgan import LATENTS, seeded
 from .eyes import map_channels
 from .projected import FastGenerator, ProjectedDiscriminator, ProjectedRecipe
+from .models.recipe import SOLO
 from .train import Batch
 
 # %% ../nbs/13c_instances.ipynb #c011
@@ -53,7 +53,7 @@ class Codes(nn.Module):
         free = (noise or LATENTS[self.latent])(n, self.nz, generator, generator.device)
         return torch.cat([free, self.codes.to(generator.device)[which]], 1)
 
-    def asked(self, b:Batch)->tuple: # what D is told of the reals, and of the fakes
+    def condition(self, b:Batch) -> tuple: # what D is told of the reals, and of the fakes
         "The reals' own codes, and those that stand in the fakes' latents."
         return (self.codes[b.idx.to(self.codes.device, non_blocking=True)],), (b.z[:, self.nz:],)
 
@@ -85,31 +85,33 @@ class AskedDiscriminator(ProjectedDiscriminator):
 # %% ../nbs/13c_instances.ipynb #c019
 @dataclass(frozen=True)
 class InstanceRecipe(ProjectedRecipe):
-    "A projected GAN with an example in mind (after Casanova 2021), as plain values; raises ValueError on a value that cannot work."
-    family:ClassVar[str] = 'instance'
+    "A projected GAN with an example in mind (after Casanova 2021); raises ValueError on a value that cannot work."
+    family = 'instance'
+    published = ('G', 'codes')
+    at_least_1 = (*ProjectedRecipe.at_least_1, 'nc')
     nc:int = 32 # values in the code of a picture
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.nc < 1: raise ValueError(f'nc is {self.nc}; it must be 1 or more (projected is the recipe without codes)')
-
-    def networks(self, seed:int|None=None)->dict: # on the CPU; with a seed the global generator is left alone
+    def build(self) -> dict: # on the CPU
         "G, D and the codes, which are empty until `begin`."
-        if seed is not None: return seeded(seed, self.networks)
         D = self.discriminator()
-        return dict(G=FastGenerator(self.size, self.nz + self.nc, self.ngf), D=D, codes=Codes(self.nz, self.nc, self.latent))
+        codes = Codes(self.nz, self.nc, self.latent)
+        return dict(G=FastGenerator(self.size, self.nz + self.nc, self.ngf), D=D, codes=codes)
 
-    def judge(self, size:int)->nn.Module: # for eyes that see so many px
-        return AskedDiscriminator(map_channels(self.look), self.nc, size, self.w, self.ndf, tuple(map(int, self.levels)))
+    def judge(self, size:int) -> nn.Module: # for a frozen network that sees so many px
+        levels = tuple(map(int, self.levels))
+        return AskedDiscriminator(map_channels(self.backbone), self.nc, size, self.w, self.ndf, levels)
 
-    def begin(self, nets:dict, images:Images):
+    def begin(self, nets:dict, images:Images, *, seed:int=0, folder=None, team=SOLO):
         "Fill the codes. Raises ValueError where the pictures are too few, and as `feature_maps` does."
-        nets['codes'].codes = picture_codes(self.eyes(nets['G']), images, self.nc).to(nets['codes'].codes.device)
+        codes = picture_codes(self.eyes(nets['G']), images, self.nc)
+        nets['codes'].codes = codes.to(nets['codes'].codes.device)
 
-    def told(self, nets:dict)->dict: return dict(asked=nets['codes'].asked) # the one thing that `phases` does in another way
+    def prior(self, nets:dict): return nets['codes']
+    def condition(self, nets:dict) -> dict: return dict(condition=nets['codes'].condition) # what D is told
 
 INSTANCE_RECIPES = (
     InstanceRecipe('projected-instance', 'Casanova et al. 2021, Instance-Conditioned GAN, on Sauer et al. 2021',
-        'codes are 32 principal components of what the frozen eyes see, the real of a code is its own picture; the learning rate falls and the eyes come closer at the end; all else as in projected',
-        lr_decay=.3, closer=.2),
+        'codes are 32 principal components of what the frozen network sees, the real of a code is its own picture; '
+        'the learning rate falls and the network zooms in at the end; all else as in projected',
+        lr_decay=.3, zoom_share=.2),
 )

@@ -9,7 +9,6 @@ __all__ = ['DILATIONS', 'PRETRAIN_RECIPES', 'Dilated', 'DilatedGenerator', 'flat
 # %% ../nbs/12a_pokegan2.ipynb #c003
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +16,11 @@ from torch import nn, Tensor
 
 from .callbacks import GridCB, draw_latents, save_png
 from .data import Images, to_float, to_uint8
-from .dcgan import check_fields, init_dcgan, make_norm, n_doublings, one_of, resize_up, seeded, up
-from .encoder import Encoder
-from .mixture import Mixture
+from .core import one_of
+from .dcgan import init_dcgan, make_norm, n_doublings, resize_up, up
+from .encoder import Encoder, embeddings, load_encoder
+from .mixture import Mixture, fit_mixture
+from .models.recipe import SOLO, Recipe
 from .road import interleaved
 from .train import Phase, adam
 
@@ -171,57 +172,55 @@ class PaintCB(GridCB):
 
 # %% ../nbs/12a_pokegan2.ipynb #c047
 @dataclass(frozen=True)
-class DilatedRecipe:
-    "What the recipes of steps 2 and 3 share; raises ValueError on a value that cannot work."
-    name:str # what the command line calls it
-    source:str # whose it is
-    differs:str = '' # what is ours in it, and why
-    encoder:str = 'encoder-species' # the recipe of step 1
-    size:int = 64 # side of the images, px
+class DilatedRecipe(Recipe):
+    "What the recipes of steps 2 and 3 share."
+    needs = dict(encoder=dict(torchvision='torchvision', sklearn='scikit-learn'))
+    published = ('G', 'mixture')
     nz:int = 512 # values in an embedding, which is G's latent
+    batch:int = 32 # images in a batch
+    lr:float = 1e-3 # learning rate
+    betas:tuple = (0.9, 0.99) # Adam's memories
+    encoder:str = 'encoder-species' # the recipe of step 1
     ngf:int = 24 # channels of G at full size
     dilate:bool = True # G's last blocks look further
     norm:str = 'batch' # 'batch', 'group' or 'none'
     components:int = 32 # of the mixture that latents come from; 0: none, they come from `latent`
-    latent:str = 'normal' # where there is no mixture: 'normal' or 'uniform'
-    batch:int = 32 # images in a batch
-    lr:float = 1e-3 # learning rate
-    betas:tuple = (0.9, 0.99) # Adam's memories
-    ema:float = 0. # decay of G's moving average; 0: none
-    amp:bool = True # bfloat16 where the processor has it
-    epochs:int = 0 # as published, to compare
 
-    def __post_init__(self):
-        check_fields(self)
-        n_doublings(self.size)
-
-    def networks(self, seed:int|None=None)->dict: # on the CPU; with a seed the global generator is left alone
+    def build(self) -> dict: # on the CPU
         "G, and the mixture where there is one; it is empty until it is fitted or loaded."
-        if seed is not None: return seeded(seed, self.networks)
         G = DilatedGenerator(self.size, self.nz, self.ngf, self.dilate, self.norm)
         return dict(G=G) | (dict(mixture=Mixture(self.components, self.nz)) if self.components else {})
+
+    def prior(self, nets): return nets.get('mixture') or super().prior(nets)
 
 # %% ../nbs/12a_pokegan2.ipynb #c048
 @dataclass(frozen=True)
 class PretrainRecipe(DilatedRecipe):
     "All that step 2 is made of, as plain values."
-    family:ClassVar[str] = 'pokegan2-pretrain'
+    family = 'pokegan2-pretrain'
+    choices = Recipe.choices | dict(kind=('l1', 'mse'))
     features:float = 1. # weight of the perceptual loss
     pixels:float = 1. # weight of the pixel loss
     kind:str = 'l1' # of both: 'l1' or 'mse'
 
-    def __post_init__(self):
-        super().__post_init__()
-        one_of('kind', self.kind, ('l1', 'mse'))
+    def check(self):
         if not self.features + self.pixels > 0: raise ValueError('features and pixels are both 0; give one of them a weight')
 
-    def phases(self, nets:dict)->list: # nets: G, and E, which is no part of what is saved
-        "One phase. Raises KeyError without an encoder."
-        return pretrain_phases(nets['G'], nets['E'], adam(nets['G'], lr=self.lr, betas=self.betas), self.features, self.pixels, self.kind)
+    def helpers(self, folder) -> dict: return dict(E=load_encoder(Path(folder).parent/'encoder')) # of step 1
 
-    def callbacks(self, nets:dict, folder, images:Images)->list: # nets: as for `phases`
+    def begin(self, nets:dict, images, *, seed:int=0, folder=None, team=SOLO):
+        "Fit the mixture to the embeddings of all pictures, once, in process 0."
+        def fitted(): return fit_mixture(embeddings(nets['E'], images), self.components, seed=seed).state_dict()
+        if self.components: nets['mixture'].load_state_dict(team.broadcast_object(fitted))
+
+    def phases(self, nets:dict) -> list: # nets: G, and E, which is no part of what is saved
+        "One phase. Raises KeyError without an encoder."
+        opt = adam(nets['G'], lr=self.lr, betas=self.betas)
+        return pretrain_phases(nets['G'], nets['E'], opt, self.features, self.pixels, self.kind)
+
+    def callbacks(self, nets:dict, folder, sets:dict) -> list: # nets: as for `phases`
         "Inputs beside reconstructions."
-        return [PaintCB(folder, nets['G'], nets['E'], images)]
+        return [PaintCB(folder, nets['G'], nets['E'], sets['train']), *super().callbacks(nets, folder, sets)]
 
 PRETRAIN_RECIPES = (
     PretrainRecipe('pokegan2-pretrain', 'system 5, step 2: G paints pictures from their embeddings',

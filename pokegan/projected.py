@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['PROJECTED_RECIPES', 'Mix', 'SmallDiscriminator', 'ProjectedDiscriminator', 'FarAndNear', 'Gated', 'SkipExcite',
-           'FastGenerator', 'projected_phases', 'LRDecayCB', 'ProjectedRecipe']
+           'FastGenerator', 'projected_phases', 'ProjectedRecipe']
 
 # %% ../nbs/13b_projected.ipynb #c003
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +16,12 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from .augment import diffaugment
-from .data import Images
-from .dcgan import check_fields, n_doublings, seeded
+from .core import has_bf16
+from .dcgan import n_doublings
 from .eyes import feature_maps, map_channels
 from .losses import d_hinge, g_hinge
-from .train import Callback, Phase, adam, has_bf16, logit_stats
+from .models.recipe import Recipe
+from .train import Phase, adam, logit_stats
 
 # %% ../nbs/13b_projected.ipynb #c024
 class Mix(nn.Module):
@@ -132,106 +132,95 @@ def projected_phases(
     D:nn.Module, # maps -> list of logits
     look:Callable, # pictures -> maps, frozen: FeatureMaps
     opt_G:torch.optim.Optimizer, opt_D:torch.optim.Optimizer,
+    *,
     augment:Callable|None=None, # (x, generator) -> x, differentiable; on reals and fakes alike (Zhao 2020)
-    asked:Callable=lambda b: ((), ()), # batch -> what D is told of the reals, and of the fakes, besides their maps
-    size:Callable|None=None # batch -> px that the eyes see now; None: always the same
-)->list: # of phases, D then G
+    condition:Callable=lambda b: ((), ()), # batch -> what D is told of the reals, and of the fakes, besides their maps
+    resolution:Callable|None=None # batch -> px that the frozen network sees now; None: always the same
+) -> list: # of phases, D then G
     "Hinge loss summed over levels (Sauer 2021); one look at the reals and one at the fakes for both moves."
-    def seen(x, b): return look(augment(x, b.generator) if augment else x, *([size(b)] if size else []))
+    def seen(x, b):
+        x = augment(x, b.generator) if augment else x
+        return look(x, resolution(b)) if resolution else look(x)
     def fakes(b): return b.once('look', lambda: seen(G(b.z), b), G)
     def D_move(b):
-        maps, (of_reals, of_fakes) = [m.detach() for m in fakes(b)], asked(b)
+        maps, (of_reals, of_fakes) = [m.detach() for m in fakes(b)], condition(b)
         with torch.no_grad(): reals = seen(b.x, b)
         real, fake = D(reals, *of_reals), D(maps, *of_fakes)
-        stats = logit_stats(*(torch.cat(logits, 1).float().mean(1) for logits in (real, fake))) # mean logit of each picture
-        return sum(map(d_hinge, real, fake)), stats
-    def G_move(b): return sum(map(g_hinge, D(fakes(b), *asked(b)[1]))), {}
+        means = [torch.cat(logits, 1).float().mean(1) for logits in (real, fake)] # mean logit of each picture
+        return sum(map(d_hinge, real, fake)), logit_stats(*means)
+    def G_move(b): return sum(map(g_hinge, D(fakes(b), *condition(b)[1]))), {}
     return [Phase('D', (D,), opt_D, D_move), Phase('G', (G,), opt_G, G_move)]
 
 # %% ../nbs/13b_projected.ipynb #c036
-class LRDecayCB(Callback):
-    "A learning rate that falls in a straight line over the last share of the budget, to 0 at its end; the same in every phase."
-    def __init__(self, lr:float, share:float): # share: of the budget, above 0
-        self.lr, self.share = lr, share
-
-    def rate(self, progress:float)->float: return self.lr*min(1., max(0., (1 - progress)/self.share)) # progress: from 0 to 1
-    def before_fit(self, t):
-        for group in (g for p in t.phases for g in p.opt.param_groups): group['lr'] = self.rate(t.progress())
-    def after_step(self, t): self.before_fit(t)
-
 @dataclass(frozen=True)
-class ProjectedRecipe:
+class ProjectedRecipe(Recipe):
     "All that a projected GAN is made of, as plain values; raises ValueError on a value that cannot work."
-    family:ClassVar[str] = 'projected'
-    name:str # what the command line calls it
-    source:str # whose it is
-    differs:str = '' # what is ours in it, and why
-    size:int = 64 # side of the images, px
-    nz:int = 128 # values in a latent
+    family = 'projected'
+    at_least_1 = (*Recipe.at_least_1, 'w')
+    at_most = Recipe.at_most | dict(zoom_share=1)
+    batch:int = 32 # images in a batch
+    lr:float = 5e-4 # learning rate of both
+    betas:tuple = (0., .99) # Adam's memories
+    ema:float = .998 # decay of G's moving average; 0: none
     ngf:int = 16 # width of G
     w:int = 16 # channels of the finest mixed map
     ndf:int = 32 # width of the finest level's discriminator
     levels:str = '0123' # which mixed maps are judged; 0 is the finest
-    look:str = 'effnet-lite0' # eyes: this, 'timm:MODEL' or the folder of an encoder's run
-    look_size:int = 0 # px that the eyes see; 0: 96, or size where that is more
-    closer:float = 0. # last share of the budget, in which the eyes see twice as many px, with a D of its own; 0: never
+    backbone:str = 'effnet-lite0' # the frozen network: this, 'timm:MODEL' or the folder of an encoder's run
+    resolution:int = 0 # px that it sees; 0: 96, or size where that is more
+    zoom_share:float = 0. # last share of the budget, in which it sees twice as many px, with a new D; 0: never
     diffaug:str = 'color+translation+cutout' # changes of reals and fakes alike; '': none
-    latent:str = 'normal' # 'normal' or 'uniform'
-    batch:int = 32 # images in a batch
-    lr:float = 5e-4 # learning rate of both
-    lr_decay:float = 0. # last share of the budget, in which the learning rate falls to 0; 0: it never does
-    betas:tuple = (0., .99) # Adam's memories
-    ema:float = .998 # decay of G's moving average; 0: none
-    amp:bool = True # bfloat16 where the processor has it
-    epochs:int = 0 # as published, to compare
 
-    def __post_init__(self):
-        check_fields(self)
-        n_doublings(self.size)
-        if self.w < 1: raise ValueError(f'w is {self.w}; it must be 1 or more')
-        if not self.levels or self.levels not in {''.join(l for l in '0123' if l in self.levels)}: raise ValueError(f"levels is {self.levels!r}; it must be some of the digits 0123, in order")
-        if self.eyes_size % 32: raise ValueError(f'look_size is {self.look_size}; it must be a multiple of 32, as the coarsest map is a 32nd')
-        if not self.look: raise ValueError("look is empty; it must be effnet-lite0, timm:MODEL or the folder of an encoder's run")
-        if self.diffaug: diffaugment(self.diffaug)
-        for k in ('lr_decay', 'closer'):
-            if getattr(self, k) > 1: raise ValueError(f'{k} is {getattr(self, k)}; it is a share of the budget, from 0 to 1')
+    def check(self):
+        if not self.levels or self.levels not in {''.join(l for l in '0123' if l in self.levels)}:
+            raise ValueError(f'levels is {self.levels!r}; it must be some of the digits 0123, in order')
+        if self.base_resolution % 32:
+            raise ValueError(f'resolution is {self.resolution}; it must be a multiple of 32, as the coarsest map is a 32nd')
+        if not self.backbone:
+            raise ValueError("backbone is empty; it must be effnet-lite0, timm:MODEL or the folder of an encoder's run")
 
     @property
-    def eyes_size(self)->int: return self.look_size or max(96, self.size) # px
+    def base_resolution(self) -> int: return self.resolution or max(96, self.size) # px
+    def resolution_at(self, b) -> int: # px, at this batch
+        return self.base_resolution*(1 + (b.t.progress() >= 1 - self.zoom_share))
 
-    def networks(self, seed:int|None=None)->dict: # on the CPU; with a seed the global generator is left alone
-        "G and D; the frozen network is none of them."
-        if seed is not None: return seeded(seed, self.networks)
-        return dict(G=FastGenerator(self.size, self.nz, self.ngf), D=self.discriminator())
+# %% ../nbs/13b_projected.ipynb #c036b
+def _build(self:ProjectedRecipe) -> dict: # on the CPU
+    "G and D; the frozen network is none of them."
+    return dict(G=FastGenerator(self.size, self.nz, self.ngf), D=self.discriminator())
 
-    def discriminator(self)->nn.Module:
-        "One, or two where the eyes come closer."
-        far = self.judge(self.eyes_size)
-        return FarAndNear(far, self.judge(2*self.eyes_size), self.eyes_size) if self.closer else far
+def _discriminator(self:ProjectedRecipe) -> nn.Module:
+    "One, or two where the frozen network zooms in."
+    far = self.judge(self.base_resolution)
+    if not self.zoom_share: return far
+    return FarAndNear(far, self.judge(2*self.base_resolution), self.base_resolution)
 
-    def judge(self, size:int)->nn.Module: # for eyes that see so many px
-        return ProjectedDiscriminator(map_channels(self.look), size, self.w, self.ndf, tuple(map(int, self.levels)))
+def _judge(self:ProjectedRecipe, size:int) -> nn.Module: # for a frozen network that sees so many px
+    return ProjectedDiscriminator(map_channels(self.backbone), size, self.w, self.ndf, tuple(map(int, self.levels)))
 
-    def sees(self, b)->int: return self.eyes_size*(1 + (b.t.progress() >= 1 - self.closer)) # px, at this batch
+def _eyes(self:ProjectedRecipe, G:nn.Module) -> nn.Module: # beside G, in bfloat16 where the processor has it
+    "The frozen network. Raises as `feature_maps` does."
+    device = next(G.parameters()).device
+    dtype = torch.bfloat16 if self.amp and has_bf16(device) else torch.float32
+    return feature_maps(self.backbone, self.base_resolution).to(device, dtype)
 
-    def phases(self, nets:dict)->list:
-        "D's move and G's. Raises ImportError where the frozen network's package is missing, ValueError where its folder is."
-        G, D = nets['G'], nets['D']
-        opts = [adam(net, lr=self.lr, betas=self.betas) for net in (G, D)]
-        return projected_phases(G, D, self.eyes(G), *opts, diffaugment(self.diffaug) if self.diffaug else None, **self.told(nets), size=self.sees if self.closer else None)
+def _phases(self:ProjectedRecipe, nets:dict) -> list:
+    "D's move and G's. Raises ImportError where the frozen network's package is missing, ValueError where its folder is."
+    G, D = nets['G'], nets['D']
+    opts = [adam(net, lr=self.lr, betas=self.betas) for net in (G, D)]
+    return projected_phases(G, D, self.eyes(G), *opts, augment=diffaugment(self.diffaug) if self.diffaug else None,
+                            resolution=self.resolution_at if self.zoom_share else None, **self.condition(nets))
 
-    def told(self, nets:dict)->dict: return {} # what `projected_phases` is given besides: nothing
+def _condition(self:ProjectedRecipe, nets:dict) -> dict: return {} # what `projected_phases` is given besides: nothing
 
-    def eyes(self, G:nn.Module)->nn.Module: # beside G, in bfloat16 where the processor has it
-        "The frozen network. Raises as `feature_maps` does."
-        device = next(G.parameters()).device
-        return feature_maps(self.look, self.eyes_size).to(device, torch.bfloat16 if self.amp and has_bf16(device) else torch.float32)
+def _check_requirements(self:ProjectedRecipe): self.eyes(nn.Linear(1, 1)) # opens the frozen network once
 
-    def callbacks(self, nets:dict, folder, images:Images)->list:
-        "The falling learning rate, where there is one."
-        return [LRDecayCB(self.lr, self.lr_decay)] if self.lr_decay else []
+ProjectedRecipe.build, ProjectedRecipe.discriminator, ProjectedRecipe.judge = _build, _discriminator, _judge
+ProjectedRecipe.eyes, ProjectedRecipe.phases, ProjectedRecipe.condition = _eyes, _phases, _condition
+ProjectedRecipe.check_requirements = _check_requirements
 
 PROJECTED_RECIPES = (
     ProjectedRecipe('projected', 'Sauer et al. 2021, Projected GANs Converge Faster',
-        'EfficientNet-Lite0 at 96 px, a small D, and a generator after FastGAN without noise: for a processor and a few hundred pictures'),
+        'EfficientNet-Lite0 at 96 px, a small D, and a generator after FastGAN without noise: '
+        'for a processor and a few hundred pictures'),
 )
