@@ -111,7 +111,8 @@ _YAWS = {'front': (-8, 8), 'three-quarter': (26, 44), 'side': (58, 72)}
 def pose(seed, i, k):
     "The pose of creature i of a seed, when it is of species k"
     d = Dice(2, seed, i, k)
-    view, facing = d.word('front three-quarter three-quarter side'), d.word('left right')
+    view = d.word('front three-quarter three-quarter side')
+    facing = d.word('left right')
     name = d.word('stand step cheer crouch lean')
     yaw = d.span(*_YAWS[view])*(1 if facing == 'right' else -1)
     swing, arms, roll = d.span(-.2, .2), d.span(-.15, .2), d.span(-2, 2)
@@ -119,11 +120,13 @@ def pose(seed, i, k):
     if name == 'cheer': arms = d.span(.7, 1.)
     if name == 'lean': roll = d.span(6, 12)*d.pick((-1, 1))
     return Pose(
-        view, facing, yaw, pitch=d.span(4, 14), roll=roll, turn=round(-yaw*d.span(.3, .5), 3),
+        view, facing, yaw, pitch=d.span(4, 14), roll=roll,
+        turn=round(-yaw*d.span(.3, .5), 3),
         pose=name, swing=swing, arms=arms, squat=.5 if name == 'crouch' else 0.,
         mood=d.word('calm calm calm happy angry sad sleepy'),
         gaze_x=d.pick((-1, 0, 1)), gaze_y=d.pick((-1, 0, 0, 1)),
-        colour='shiny' if d.chance(.06) else d.word('usual usual pale deep'), fill=d.span(.94, 1.))
+        colour='shiny' if d.chance(.06) else d.word('usual usual pale deep'),
+        fill=d.span(.94, 1.))
 
 def which(seed, i, choice):
     "The species of creature i: drawn from the seed, given, or one of a list in turn"
@@ -132,7 +135,8 @@ def which(seed, i, choice):
 
 def picture(g, p, size=64):
     "One creature as (size,size,4) uint8"
-    idx = render(body(g, p), camera(p.yaw, p.pitch, p.roll), size, g.scale*p.fill)
+    cam = camera(p.yaw, p.pitch, p.roll)
+    idx = render(body(g, p), cam, size, g.scale*p.fill)
     return shrink(idx, colours(g.type, g.coat, g.hue, p.colour))
 
 # %% ../nbs/01d_creatures.ipynb #c023

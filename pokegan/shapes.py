@@ -62,13 +62,15 @@ def lens(x, y, l):
 def polygon(x, y, points):
     "Distance to a polygon that does not cross itself: nearest edge, sign by counting crossings"
     a = np.array(points, np.float32)
-    ex, ey = (np.roll(a, -1, 0) - a).T[..., None, None]
+    edges = np.roll(a, -1, 0) - a
     ax, ay = a.T[..., None, None]
+    ex, ey = edges.T[..., None, None]
     u, v = x - ax, y - ay
     t = np.clip((u*ex + v*ey) / (ex*ex + ey*ey + 1e-6), 0, 1)
     p, q = u - t*ex, v - t*ey
     d = np.sqrt((p*p + q*q).min(0))
-    below, above, left = v >= 0, v < ey, ex*v > ey*u
+    below, above = v >= 0, v < ey
+    left = ex*v > ey*u
     crossed = (below & above & left) | ~(below | above | left)
     return np.where(crossed.sum(0) & 1, -d, d)
 
