@@ -11,7 +11,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -97,12 +97,11 @@ def _survey(path, labels):
     names, csvs = [], []
     for f in walk(path):
         names.append(f.name)
-        is_table = f.read and PurePosixPath(f.name).name == 'labels.csv'
-        if is_table and labels is None: csvs.append((f.name.count('/'), f.name, f.read()))
+        if f.read and f.name.rpartition('/')[2] == 'labels.csv': csvs.append(f)
     if labels: return names, read_csv(labels), ''
-    if csvs:
-        _, name, data = min(csvs)
-        return names, read_csv(data), name.removesuffix('labels.csv')
+    if labels is None and csvs:
+        top = min(csvs, key=lambda f: (f.name.count('/'), f.name))
+        return names, read_csv(top.read()), top.name.removesuffix('labels.csv')
     beside = Path(path).parent/'labels.csv'
     used = labels is None and Path(path).is_dir() and beside.is_file()
     return names, read_csv(beside) if used else None, ''
