@@ -10,8 +10,7 @@ __all__ = ['MIN_SIDE', 'MAX_ASPECT', 'MAX_PIXELS', 'MAX_BYTES', 'EXTENSIONS', 'P
 import csv, io
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
-from functools import lru_cache
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import PurePosixPath
 from threading import Lock
 
@@ -21,10 +20,11 @@ from PIL import Image, ImageColor, ImageOps
 # %% ../nbs/02a_cleaning.ipynb #c010
 MIN_SIDE, MAX_ASPECT = 16, 8                       # pixels; long side over short side
 MAX_PIXELS, MAX_BYTES = 25_000_000, 256 << 20      # of one picture; of one file
-EXTENSIONS = frozenset('.png .apng .jpg .jpeg .jpe .jfif .gif .webp .bmp .dib .tif .tiff .ico .avif .jp2 .ppm .pgm .pbm .tga'.split())
+EXTENSIONS = frozenset('.png .apng .jpg .jpeg .jpe .jfif .gif .webp .bmp .dib .tif .tiff'.split()
+                       + '.ico .avif .jp2 .ppm .pgm .pbm .tga'.split())
 PARTIAL = frozenset('.crdownload .part .partial .download .tmp .aria2 .opdownload'.split())
 UNSUPPORTED = frozenset('.svg .heic .heif .pdf .psd .eps .ai .raw .dng .mp4 .webm .mov'.split())
-FORMATS = 'PNG JPEG GIF WEBP BMP DIB TIFF ICO AVIF JPEG2000 PPM TGA'.split()   # Pillow's names; nothing that runs a program
+FORMATS = 'PNG JPEG GIF WEBP BMP DIB TIFF ICO AVIF JPEG2000 PPM TGA'.split()   # none runs a program
 
 class Skip(ValueError):
     "Why a file does not become a picture; the message is the reason, as `kind` or `kind: detail`."
@@ -32,12 +32,13 @@ class Skip(ValueError):
 # %% ../nbs/02a_cleaning.ipynb #c012
 def name_reason(
     name:str, # path inside the set, with forward slashes
-)->str: # why the name alone rules the file out, or ''
+) -> str: # why the name alone rules the file out, or ''
     "Look at a name only: hidden, left over from a download, or not a picture."
-    parts = PurePosixPath(name).parts
-    base, ext = parts[-1], PurePosixPath(name).suffix.lower()
-    if '__MACOSX' in parts or base.startswith('._'): return 'macOS AppleDouble file'
-    if any(p.startswith('.') and p != '..' for p in parts[:-1]): return 'hidden folder'
+    path = PurePosixPath(name)
+    *folders, base = path.parts
+    ext = path.suffix.lower()
+    if '__MACOSX' in path.parts or base.startswith('._'): return 'macOS AppleDouble file'
+    if any(p.startswith('.') and p != '..' for p in folders): return 'hidden folder'
     if base.startswith('.'): return 'hidden file'
     if not ext: return 'no image extension'
     if ext in PARTIAL: return 'partial download'
@@ -45,85 +46,96 @@ def name_reason(
     return '' if ext in EXTENSIONS else 'not an image extension'
 
 # %% ../nbs/02a_cleaning.ipynb #c015
-@lru_cache
 def _formats():
     Image.init()   # loads the plugins, the first time only
     return [f for f in FORMATS if f in Image.OPEN]
 
+_MAGIC = (b'\x89PNG', b'\xff\xd8', b'GIF8', b'RIFF', b'BM', b'II*', b'MM\0*')
+
 def _unreadable(data):
     "Name what Pillow could not open, from its first bytes."
     head = data[:512].lstrip().lower()
-    if data[4:8] == b'ftyp': return f"unsupported format: {data[8:12].decode('latin1').strip().upper()}"
+    if data[4:8] == b'ftyp':
+        kind = data[8:12].decode('latin1').strip().upper()
+        return f'unsupported format: {kind}'
     if b'<svg' in head: return 'unsupported format: SVG'
     if head.startswith(b'version https://git-lfs'): return 'not an image: a Git LFS pointer'
     if head.startswith((b'<!doctype', b'<html')): return 'not an image: a web page'
-    if data.startswith((b'\x89PNG', b'\xff\xd8', b'GIF8', b'RIFF', b'BM', b'II*', b'MM\0*')): return 'corrupt: broken header'
-    return 'not an image'
+    return 'corrupt: broken header' if data.startswith(_MAGIC) else 'not an image'
 
 # %% ../nbs/02a_cleaning.ipynb #c018
 def open_header(
     data:bytes, # one whole file
     max_pixels:int=MAX_PIXELS, # width times height
-)->Image.Image: # opened, nothing decoded yet
-    "Read the header only, and refuse what would not be worth (or safe) decoding. Raises `Skip`."
+) -> Image.Image: # opened, nothing decoded yet
+    "Read the header only, and refuse what is not worth (or not safe) decoding. Raises `Skip`."
     if not data: raise Skip('empty file')
     if len(data) > MAX_BYTES: raise Skip(f'too many bytes: over {MAX_BYTES >> 20} MiB')
     try: im = Image.open(io.BytesIO(data), formats=_formats())
     except Image.DecompressionBombError: raise Skip('too many pixels: a decompression bomb') from None
-    except Exception: raise Skip(_unreadable(data)) from None   # decoders raise a dozen kinds of errors on bad bytes
-    (w, h), size = im.size, '{}x{}'.format(*im.size)
-    if w*h > max_pixels: raise Skip(f'too many pixels: {size}')
-    if max(w, h) > MAX_ASPECT*min(w, h): raise Skip(f'extreme aspect ratio: {size}')
-    if min(w, h) < MIN_SIDE: raise Skip(f'too small: {size}')
+    except Exception: raise Skip(_unreadable(data)) from None   # errors are of a dozen kinds
+    w, h = im.size
+    if w*h > max_pixels: raise Skip(f'too many pixels: {w}x{h}')
+    if max(w, h) > MAX_ASPECT*min(w, h): raise Skip(f'extreme aspect ratio: {w}x{h}')
+    if min(w, h) < MIN_SIDE: raise Skip(f'too small: {w}x{h}')
     return im
 
 # %% ../nbs/02a_cleaning.ipynb #c022
 def _wide_grey(im):
     "16-bit, 32-bit and float grey to 8 bits: 65535/257 = 255."
     a = np.asarray(im).astype(np.float64)
-    lo, hi = a.min(), a.max()
-    if not np.isfinite([lo, hi]).all() or lo < 0 or hi > 65535: raise Skip(f'unknown range of values: {lo:g} to {hi:g}')
-    scale = 1/257 if im.mode.startswith('I;16') or hi > 255 else 255 if im.mode == 'F' and hi <= 1 else 1
+    lo, hi = a.min(), a.max()   # both nan when one value is
+    known = lo >= 0 and hi <= 65535
+    if not known: raise Skip(f'unknown range of values: {lo:g} to {hi:g}')
+    if hi > 255 or im.mode.startswith('I;16'): scale = 1/257
+    else: scale = 255 if im.mode == 'F' and hi <= 1 else 1
     grey = Image.fromarray(np.round(a*scale).astype(np.uint8))
     key = im.info.get('transparency')
-    if key is not None: grey.putalpha(Image.fromarray(np.where(a == key, 0, 255).astype(np.uint8)))
+    if key is not None:
+        alpha = np.where(a == key, 0, 255)
+        grey.putalpha(Image.fromarray(alpha.astype(np.uint8)))
     return grey
 
 # %% ../nbs/02a_cleaning.ipynb #c025
+_CLEAR = ('RGBA', 'LA', 'PA', 'La', 'RGBa')   # modes with an alpha channel
+
 def decode(
     im:Image.Image, # from `open_header`
-)->Image.Image: # mode RGB, or RGBA where something is transparent
+) -> Image.Image: # mode RGB, or RGBA where something is transparent
     "First frame, upright, 8 bits a channel. Raises `Skip` for broken or blank pictures."
     try:
         im.load()
         im = ImageOps.exif_transpose(im)
         if im.mode == 'F' or im.mode.startswith('I'): im = _wide_grey(im)
-        clear = im.mode in ('RGBA', 'LA', 'PA', 'La', 'RGBa') or 'transparency' in im.info
+        clear = im.mode in _CLEAR or 'transparency' in im.info
         im = im.convert('LA') if im.mode == 'La' else im
         im = im.convert('RGBA' if clear else 'RGB')
     except Skip: raise
     except Exception: raise Skip('truncated or corrupt data') from None
-    lo, hi = zip(*im.getextrema())
-    if im.mode == 'RGBA' and hi[3] == 0: raise Skip('blank: nothing but transparency')
-    if max(h-l for l, h in zip(lo, hi)) <= 2: raise Skip('blank: one colour')
+    ranges = im.getextrema()   # (lowest, highest) of each channel
+    if im.mode == 'RGBA' and ranges[3][1] == 0: raise Skip('blank: nothing but transparency')
+    if max(hi-lo for lo, hi in ranges) <= 2: raise Skip('blank: one colour')
     return im
 
 # %% ../nbs/02a_cleaning.ipynb #c030
 def colour(
     background:str|tuple, # a name, '#rrggbb', or (r, g, b)
-)->tuple: # three values of 0..255
+) -> tuple: # three values of 0..255
     "Read a background colour. Raises ValueError with the three ways to write one."
-    try: c = ImageColor.getrgb(background) if isinstance(background, str) else tuple(int(v) for v in background)
+    try:
+        if isinstance(background, str): c = ImageColor.getrgb(background)
+        else: c = tuple(int(v) for v in background)
     except (ValueError, TypeError): c = ()
     if len(c) < 3 or not all(0 <= v <= 255 for v in c):
-        raise ValueError(f"background {background!r} is no colour; write a name such as 'white', '#rrggbb', or (r, g, b) of 0..255")
+        raise ValueError(f"background {background!r} is no colour; "
+                         "write a name such as 'white', '#rrggbb', or (r, g, b) of 0..255")
     return c[:3]
 
 # %% ../nbs/02a_cleaning.ipynb #c031
 def compose(
     im:Image.Image, # RGB or RGBA
     background:str|tuple='white', # what shows through
-)->Image.Image: # RGB
+) -> Image.Image: # RGB
     "Lay a picture on a background: out = alpha * colour + (1 - alpha) * background."
     if im.mode != 'RGBA': return im
     paper = Image.new('RGB', im.size, colour(background))
@@ -138,20 +150,19 @@ def fit_square(
     size:int=64, # pixels a side of the result
     fit:str='pad', # 'pad' with the background, 'crop' the middle, or 'stretch'
     background:str|tuple='white', # for the padding
-)->Image.Image: # RGB, size x size
-    "Make a picture square, then scale: nearest neighbour up, antialiased Lanczos down. Raises ValueError for an unknown `fit`."
+) -> Image.Image: # RGB, size x size
+    "Make square, then scale: nearest neighbour up, Lanczos down. Raises ValueError for an unknown `fit`."
     if fit not in FITS: raise ValueError(f'fit {fit!r} is unknown; choose one of {", ".join(FITS)}')
     w, h = im.size
-    if fit == 'pad' and w != h:
-        side = max(w, h)
+    if fit != 'stretch' and w != h:
+        side = max(w, h) if fit == 'pad' else min(w, h)
+        left, top = int((side-w)/2), int((side-h)/2)
         paper = Image.new('RGB', (side, side), colour(background))
-        paper.paste(im, ((side-w)//2, (side-h)//2))
+        paper.paste(im, (left, top))   # what sticks out is cut off
         im = paper
-    if fit == 'crop':
-        side = min(w, h)
-        im = im.crop(((w-side)//2, (h-side)//2, (w-side)//2 + side, (h-side)//2 + side))
     if im.size == (size, size): return im
-    return im.resize((size, size), Image.NEAREST if max(im.size) <= size else Image.LANCZOS)
+    enlarge = max(im.size) <= size
+    return im.resize((size, size), Image.NEAREST if enlarge else Image.LANCZOS)
 
 # %% ../nbs/02a_cleaning.ipynb #c043
 @dataclass
@@ -169,8 +180,9 @@ def _paper(im, rgb):
     "What the outermost pixels of the original say about its background."
     if im.mode == 'RGBA' and im.getextrema()[3][0] < 128: return 'transparent'
     w, h = rgb.size
-    edges = [rgb.crop(box) for box in ((0, 0, w, 1), (0, h-1, w, h), (0, 0, 1, h), (w-1, 0, w, h))]
-    grey = np.median(np.concatenate([np.asarray(e).reshape(-1, 3) for e in edges]).mean(-1))
+    boxes = [(0, 0, w, 1), (0, h-1, w, h), (0, 0, 1, h), (w-1, 0, w, h)]   # the four edges
+    edges = [np.asarray(rgb.crop(box)).reshape(-1, 3) for box in boxes]
+    grey = np.median(np.concatenate(edges).mean(-1))
     return 'white' if grey >= 248 else 'dark' if grey <= 16 else 'other'
 
 # %% ../nbs/02a_cleaning.ipynb #c044
@@ -182,22 +194,24 @@ def clean(
     background:str|tuple='white', # laid under anything transparent
     fit:str='pad', # or 'crop', or 'stretch'
     max_pixels:int=MAX_PIXELS, # more than this is not decoded
-)->Clean:
+) -> Clean: # pixels, and what was found on the way
     "From bytes to a clean square RGB picture. Raises `Skip`, whose message is the reason."
     raw = open_header(data, max_pixels)
-    frames, mode = getattr(raw, 'n_frames', 1), raw.mode
+    frames, mode = getattr(raw, 'n_frames', 1), raw.mode   # decoding may change them
     with _one_large if raw.width*raw.height > 4_000_000 else nullcontext():
         im = decode(raw)
         turned = raw.getexif().get(0x0112, 1) not in (0, 1)  # the tag that says which way is up
         full = compose(im, background)
-        rgb = fit_square(full, size, fit, background)
-        white = rgb if im.mode == 'RGB' or colour(background) == (255,)*3 else fit_square(compose(im), size, fit)
+        rgb = white = fit_square(full, size, fit, background)
+        if im.mode == 'RGBA' and colour(background) != (255, 255, 255):
+            white = fit_square(compose(im), size, fit)
     notes = [mode] if mode not in ('RGB', 'RGBA', 'P', 'L') else []
     if frames > 1: notes.append(f'first of {frames} frames')
     if turned: notes.append('turned upright')
-    if im.width != im.height: notes.append({'pad': 'padded', 'crop': 'cropped', 'stretch': 'stretched'}[fit])
-    pixels, thumb = np.asarray(rgb), np.asarray(white.resize((9, 9), Image.BOX))
-    return Clean(pixels, thumb, *im.size, mode, _paper(im, full), ', '.join(notes) or 'ok')
+    if im.width != im.height: notes.append(dict(pad='padded', crop='cropped', stretch='stretched')[fit])
+    thumb = white.resize((9, 9), Image.BOX)
+    return Clean(np.asarray(rgb), np.asarray(thumb), *im.size, mode=mode,
+                 paper=_paper(im, full), note=', '.join(notes) or 'ok')
 
 # %% ../nbs/02a_cleaning.ipynb #c047
 @dataclass(slots=True)
@@ -211,6 +225,9 @@ class Row:
     mode: str = ''
     paper: str = ''
 
+    @property
+    def kind(self): return self.action, self.reason.split(':')[0]
+
 # %% ../nbs/02a_cleaning.ipynb #c048
 @dataclass
 class Report:
@@ -222,28 +239,31 @@ class Report:
         return self.rows[-1]
 
     def counts(self): # Counter of (action, kind of reason)
-        return Counter((r.action, r.reason.split(':')[0]) for r in self.rows)
+        return Counter(r.kind for r in self.rows)
 
     def __str__(self):
-        n = sum(r.action == 'load' for r in self.rows)
-        lines = [f'{n:,} of {len(self.rows):,} files loaded, {len(self.rows)-n:,} skipped']
-        for (action, kind), k in sorted(self.counts().items(), key=lambda c: (c[0][0], -c[1])):
+        n, loaded = len(self.rows), sum(r.action == 'load' for r in self.rows)
+        lines = [f'{loaded:,} of {n:,} files loaded, {n-loaded:,} skipped']
+        first = {r.kind: r.file for r in reversed(self.rows)}   # an example of each kind
+        counts = sorted(self.counts().items(), key=lambda c: (c[0][0], -c[1]))
+        for (action, kind), k in counts:
             if (action, kind) == ('load', 'ok'): continue
-            first = next(r.file for r in self.rows if r.action == action and r.reason.split(':')[0] == kind)
-            lines.append(f'  {action} {k:6,}  {kind}  ({first if len(first) < 50 else "..." + first[-46:]})')
+            file = first[action, kind]
+            if len(file) >= 50: file = '...' + file[-46:]
+            lines.append(f'  {action} {k:6,}  {kind}  ({file})')
         return '\n'.join(lines)
 
-    def to_csv(self,
-        path, # file to write
-    ):
+    def to_csv(self, path):
         "Write one line a file."
         with open(path, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:
-            w = csv.DictWriter(f, [c.name for c in fields(Row)])
-            w.writeheader()
-            w.writerows(asdict(r) for r in self.rows)
+            w = csv.writer(f)
+            w.writerow(c.name for c in fields(Row))
+            w.writerows(astuple(r) for r in self.rows)
 
     @classmethod
     def from_csv(cls, path):
         "Read back what `to_csv` wrote."
         with open(path, newline='', encoding='utf-8', errors='surrogateescape') as f:
-            return cls([Row(**{**r, 'width': int(r['width']), 'height': int(r['height'])}) for r in csv.DictReader(f)])
+            rows = [Row(**r) for r in csv.DictReader(f)]
+        for r in rows: r.width, r.height = int(r.width), int(r.height)
+        return cls(rows)

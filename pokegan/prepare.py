@@ -6,25 +6,27 @@
 __all__ = ['fingerprint', 'cleaned', 'Prepared', 'prepare', 'laid_on', 'prepare_creatures']
 
 # %% ../nbs/02d_prepare.ipynb #c006
-import hashlib, json, mmap, tempfile, warnings
+import json, mmap, tempfile, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from hashlib import blake2b, sha256
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from .cleaning import Report, Skip, clean, colour, name_reason
-from .gather import folder_labels, match_labels, near_duplicates, read_csv, twin_trees, walk, why
+from .gather import (choose, folder_labels, match_labels, near_duplicates, read_csv,
+                            twin_trees, walk, why)
 
 # %% ../nbs/02d_prepare.ipynb #c008
 def fingerprint(
     x:np.ndarray, # uint8 (n,3,size,size)
     between=lambda: None, # called after each portion
-)->str: # first 16 digits of the SHA-256 of shape and pixels
+) -> str: # first 16 digits of the SHA-256 of shape and pixels
     "The same pictures in the same order have the same fingerprint on every machine."
-    h = hashlib.sha256(json.dumps(list(x.shape)).encode())
+    h = sha256(json.dumps(list(x.shape)).encode())
     for i in range(0, len(x), 1024):
         h.update(np.ascontiguousarray(x[i:i+1024]).data)
         between()
@@ -34,17 +36,19 @@ def fingerprint(
 class _Shelf:
     "Room for n pictures and their thumbnails: in memory while they fit, else in a nameless file."
     def __init__(self, n, size, memory):
-        self.n, self.map, shape, bytes_ = 0, None, (n, 3, size, size), n*3*size*size
+        self.n, self.map = 0, None
+        shape, total = (n, 3, size, size), n*3*size*size
         self.thumbs = np.empty((n, 9, 9, 3), np.uint8)
-        if bytes_ <= memory: self.x = np.empty(shape, np.uint8)
+        if total <= memory: self.x = np.empty(shape, np.uint8)
         else:
             f = tempfile.TemporaryFile()
-            f.truncate(bytes_)
-            self.map = mmap.mmap(f.fileno(), bytes_)
+            f.truncate(total)
+            self.map = mmap.mmap(f.fileno(), total)
             self.x = np.frombuffer(self.map, np.uint8).reshape(shape)
 
     def add(self, c): # Clean
-        self.x[self.n], self.thumbs[self.n] = c.pixels.transpose(2, 0, 1), c.thumb
+        self.x[self.n] = c.pixels.transpose(2, 0, 1)
+        self.thumbs[self.n] = c.thumb
         self.n += 1
         if self.n % 1024 == 0: self.rest()
 
@@ -65,7 +69,10 @@ def _one(f, how):
     try: return f.name, f.reason or name_reason(f.name) or clean(f.read(), **how)
     except Skip as e: return f.name, str(e)
     except OSError as e: return f.name, why(e)
-    except Exception as e: return f.name, f'corrupt in the archive: {e}'   # a wrong checksum, a broken stream
+    except Exception as e: return f.name, f'corrupt in the archive: {e}'   # a wrong checksum, say
+
+def _bar(progress, *what, **how): # None shows it in a terminal
+    return tqdm(*what, **how, leave=False, disable=None if progress is None else not progress)
 
 def cleaned(
     found, # Found of `walk`
@@ -75,9 +82,8 @@ def cleaned(
     **how, # size, background, fit: see `clean`
 ): # yields (name, Clean or reason), in order
     "Clean files side by side, a few ahead of the reader."
-    bar = tqdm(total=total, desc='cleaning', unit=' files', disable=None if progress is None else not progress, leave=False)
+    waiting, bar = deque(), _bar(progress, desc='cleaning', total=total, unit=' files')
     with ThreadPoolExecutor(threads) as pool, bar:
-        waiting = deque()
         for f in found:
             waiting.append(pool.submit(_one, f, how))
             if len(waiting) > 4*threads:
@@ -91,37 +97,45 @@ def _survey(path, labels):
     names, csvs = [], []
     for f in walk(path):
         names.append(f.name)
-        if f.read and PurePosixPath(f.name).name == 'labels.csv' and labels is None: csvs.append((f.name.count('/'), f.name, f.read()))
+        if f.read and f.name.rpartition('/')[2] == 'labels.csv': csvs.append(f)
     if labels: return names, read_csv(labels), ''
-    if csvs: return names, read_csv(min(csvs)[2]), min(csvs)[1][:-len('labels.csv')]
+    if labels is None and csvs:
+        top = min(csvs, key=lambda f: (f.name.count('/'), f.name))
+        return names, read_csv(top.read()), top.name.removesuffix('labels.csv')
     beside = Path(path).parent/'labels.csv'
-    return names, read_csv(beside) if labels is None and Path(path).is_dir() and beside.is_file() else None, ''
+    used = labels is None and Path(path).is_dir() and beside.is_file()
+    return names, read_csv(beside) if used else None, ''
 
 # %% ../nbs/02d_prepare.ipynb #c020
-def _chosen(names, columns, root, where):
-    "The names whose labels are as `where` asks: 'column=value', or a dict. Raises ValueError for unknown columns."
-    wish = dict([where.split('=', 1)]) if isinstance(where, str) and '=' in where else where
-    known = columns or {}
-    if not isinstance(wish, dict) or any(c not in known for c in wish):
-        raise ValueError(f'where={where!r} asks for labels that are not there; columns: {", ".join(known) or "none"}')
-    table, _ = match_labels(names, columns, root)
-    return {f for i, f in enumerate(names) if all(str(table[c][i]) == str(v) for c, v in wish.items())}
+def _table(files, columns, root, labels, least): # -> column -> a value for each file
+    "The labels of a CSV that names at least so many of the files, else the names of their folders."
+    table, hits = match_labels(files, columns, root) if columns else ({}, 0)
+    if labels and files and not hits:
+        raise ValueError(f'{labels}: no line names a picture; '
+                         f'a column must hold names such as {files[0]!r}')
+    if labels or hits >= least: return table
+    return folder_labels(files) if labels is None else {}
+
+def _chosen(names, columns, root, labels, where): # -> columns of the files that are as `where` asks
+    files = [f for f in names if not name_reason(f)]
+    table = _table(files, columns, root, labels, least=1)
+    rows = choose(table, where)
+    return {c: [v[i] for i in rows] for c, v in {**table, 'file': files}.items()}
 
 # %% ../nbs/02d_prepare.ipynb #c023
 def _collect(found, shelf, exact, report, **how):
-    "Fill the shelf; returns groups of the report's rows, one group for each picture on it: equal pixels are one picture."
-    groups, seen = [], {}
+    "Fill the shelf; returns groups of rows of the report, one for each picture: equal pixels are one."
+    groups = {}   # in the order of the shelf
     for name, c in cleaned(found, **how):
         if isinstance(c, str):
             report.add(name, 'skip', c)
             continue
-        row = report.add(name, 'load', c.note, width=c.width, height=c.height, mode=c.mode, paper=c.paper)
-        key = hashlib.blake2b(c.pixels.tobytes(), digest_size=16).digest() if exact == 'drop' else name
-        if seen.setdefault(key, len(groups)) < len(groups): groups[seen[key]].append(row)
-        else:
-            groups.append([row])
-            shelf.add(c)
-    return groups
+        facts = dict(width=c.width, height=c.height, mode=c.mode, paper=c.paper)
+        row = report.add(name, 'load', c.note, **facts)
+        key = blake2b(c.pixels.tobytes(), digest_size=16).digest() if exact == 'drop' else name
+        if key not in groups: shelf.add(c)
+        groups.setdefault(key, []).append(row)
+    return groups.values()
 
 def _shortest(groups):
     "Of each group the row with the shortest name stays."
@@ -137,8 +151,9 @@ def _drop_repeats(rows, thumbs, near):
     for i, j in twins.items(): rows[i].action, rows[i].reason = 'skip', f'twin: of {rows[j].file}'
     rest = [i for i in range(len(rows)) if i not in twins]
     for i, first in zip(rest, near_duplicates(thumbs[rest])):
-        if first >= 0: rows[i].reason = f'near duplicate: of {rows[rest[first]].file}'
-        if first >= 0 and near == 'drop': rows[i].action = 'skip'
+        if first < 0: continue
+        rows[i].reason = f'near duplicate: of {rows[rest[first]].file}'
+        if near == 'drop': rows[i].action = 'skip'
     return [i for i in rest if rows[i].action == 'load']
 
 # %% ../nbs/02d_prepare.ipynb #c027
@@ -151,60 +166,66 @@ class Prepared:
     report: Report     # a row for each file
     fingerprint: str   # of x
 
-def _labels(files, columns, root, labels):
-    table, hits = match_labels(files, columns, root) if columns else ({}, 0)
-    if labels and not hits: raise ValueError(f'{labels}: no line names a picture; a column must hold names such as {files[0]!r}')
-    if hits < len(files)/2 and not labels: table = folder_labels(files) if labels is None else {}
-    table.pop('file', None)   # `files` says it
-    return table
+def _load(path, names, size, memory, exact, **how): # -> (rows that loaded, their shelf, report)
+    n, chosen, report = len(names), set(names), Report()
+    shelf = _Shelf(n, size, memory)
+    found = (f for f in walk(path) if f.name in chosen)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', module='PIL')   # what it warns of, we refuse with a reason
+        rows = _shortest(_collect(found, shelf, exact, report, total=n, size=size, **how))
+    if not rows:
+        first = ''.join(f' ({r.file}: {r.reason})' for r in report.rows[:1])
+        raise ValueError(f'{path}: none of {n} files is a picture that can be loaded{first}')
+    return rows, shelf, report
 
 # %% ../nbs/02d_prepare.ipynb #c028
 def prepare(
     path, # a folder, a .zip or a .tar
     size:int=64, # pixels a side
-    labels=None, # path of a CSV; None looks for labels.csv, then for names of folders; False takes none
+    *,
+    labels=None, # path of a CSV; None: a labels.csv, else the names of folders; False: none
     near:str='keep', # near duplicates are reported; 'drop' leaves them out
     exact:str='drop', # exact duplicates: 'drop' or 'keep'
     where=None, # only files with this label: 'column=value', or {column: value, ...}
     memory:int=256 << 20, # bytes of pixels above which they go to a mapped file
-    progress:bool=None, # show a bar; None shows it in a terminal
-    **how, # background, fit: see `clean`
-)->Prepared:
+    **how, # background, fit: see `clean`; progress: show a bar; None shows it in a terminal
+) -> Prepared: # pixels, names, labels, and a report
     "Read a whole set. Raises ValueError when nothing can be loaded or labels do not fit."
     names, columns, root = _survey(path, labels)
-    chosen = _chosen(names, columns, root, where) if where else set(names)
-    n, report = len(names if where is None else chosen), Report()
-    shelf = _Shelf(n, size, memory)
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', module='PIL')   # what Pillow warns of, we refuse with a reason
-        rows = _shortest(_collect((f for f in walk(path) if f.name in chosen), shelf, exact, report, total=n, progress=progress, size=size, **how))
-    if not rows: raise ValueError(f'{path}: none of {n} files is a picture that can be loaded' + ''.join(f' ({r.file}: {r.reason})' for r in report.rows[:1]))
+    if where:
+        columns, root = _chosen(names, columns, root, labels, where), ''
+        names = columns['file']
+    rows, shelf, report = _load(path, names, size, memory, exact, **how)
     stay = _drop_repeats(rows, shelf.thumbs[:len(rows)], near)
-    files = [rows[i].file for i in stay]
-    x = shelf.keep(stay)
-    return Prepared(x, files, _labels(files, columns, root, labels), report, fingerprint(x, shelf.rest))
+    files, x = [rows[i].file for i in stay], shelf.keep(stay)
+    table = _table(files, columns, root, labels, least=len(files)/2)
+    table.pop('file', None)   # `files` says it
+    return Prepared(x, files, table, report, fingerprint(x, shelf.rest))
 
 # %% ../nbs/02d_prepare.ipynb #c034
 def laid_on(
     rgba:np.ndarray, # (n,h,w,4) uint8, straight alpha
     paper:np.ndarray, # (3,) colour from 0 to 255, as of `colour`
-)->np.ndarray: # (n,3,h,w) uint8
+) -> np.ndarray: # (n,3,h,w) uint8
     "Pictures with transparent parts, laid on paper of one colour."
-    a = rgba[..., 3:].astype(np.uint16)
-    return ((rgba[..., :3]*a + np.uint16(paper)*(255-a) + 127)//255).astype(np.uint8).transpose(0, 3, 1, 2)
+    rgb, a = rgba[..., :3], rgba[..., 3:].astype(np.uint16)
+    mixed = (rgb*a + np.uint16(paper)*(255-a) + 127)//255
+    return mixed.astype(np.uint8).transpose(0, 3, 1, 2)
 
+# %% ../nbs/02d_prepare.ipynb #c34b
 def prepare_creatures(
     n:int, # how many
     size:int=64, # pixels a side
     background='white', # laid under them
+    *,
     seed:int=0, # of the herd
-    progress:bool=None, # show a bar; None shows it in a terminal
     memory:int=256 << 20, # bytes of pixels above which they go to a mapped file
-)->Prepared:
+    progress:bool=None, # show a bar; None shows it in a terminal
+) -> Prepared: # pixels, names, labels, and a report
     "Draw creatures 0 to n-1 of a herd; each depends on its number and the seed alone."
     from pokegan.creatures import draw
     shelf, labels, report = _Shelf(n, size, memory), {}, Report()
-    for i in tqdm(range(0, n, 64), 'drawing creatures', unit_scale=64, unit='', disable=None if progress is None else not progress, leave=False):
+    for i in _bar(progress, range(0, n, 64), 'drawing creatures', unit_scale=64, unit=''):
         c = draw(min(64, n-i), size=size, seed=seed, start=i)
         shelf.x[i:i+64] = laid_on(c.rgba, colour(background))
         if i % 1024 == 0: shelf.rest()

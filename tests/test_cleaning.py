@@ -187,6 +187,10 @@ def test_fits():
     assert (crop == RED).all()
     assert (stretch[0, 40] == RED).all() and (stretch[47, 2] == (0, 0, 255)).all()
     with pytest.raises(ValueError, match='pad, crop, stretch'): fit_square(im, 48, 'squash')
+    odd = Image.fromarray(np.arange(21*16*3).reshape(16, 21, 3).astype(np.uint8))   # five columns more than rows
+    assert (np.asarray(fit_square(odd, 16, 'crop')) == np.asarray(odd)[:, 2:18]).all()
+    assert (np.asarray(fit_square(odd, 21, 'pad', 'black'))[2:18] == np.asarray(odd)).all()
+    assert (np.asarray(fit_square(odd.transpose(Image.TRANSPOSE), 16, 'crop')).swapaxes(0, 1) == np.asarray(odd)[:, 2:18]).all()
 
 
 def test_sprites_grow_without_new_colours_and_photographs_shrink_smoothly():
@@ -234,7 +238,7 @@ KINDS = {  # words of the specification -> how our reasons begin
 @pytest.mark.filterwarnings('ignore::UserWarning', 'ignore::PIL.Image.DecompressionBombWarning')
 def test_every_row_of_the_specification():
     from pokegan.data import load_images
-    spec = list(DictReader(open(REAL/'dirty_expected.csv', encoding='utf-8')))
+    spec = list(DictReader((REAL/'dirty_expected.csv').read_text(encoding='utf-8').splitlines()))
     report = {r.file: r for r in load_images(REAL/'dirty.zip').report.rows}
     wrong = []
     with zipfile.ZipFile(REAL/'dirty.zip') as z:

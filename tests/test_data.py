@@ -9,8 +9,9 @@ from PIL import Image
 
 from pokegan.cleaning import Report
 from pokegan.callbacks import save_png
-from pokegan.data import CREATURES, Images, audit, grid, load_images, to_float, to_uint8
-from pokegan.gather import folder_labels, match_labels, near_duplicates, read_csv, twin_trees, walk, write_csv
+from pokegan.data import Images, audit, grid, load_images, show_grid, show_small, to_float, to_uint8
+from pokegan.gather import (CREATURES, SOURCES, choose, folder_labels, match_labels, near_duplicates, read_csv, source_help,
+                            twin_trees, walk, write_csv)
 
 REAL = Path(__file__).parent.parent/os.environ.get('POKEGAN_REAL_DATA', '../shared/data')
 real = pytest.mark.skipif(not (REAL/'kaggle819.zip').exists(), reason='the real sets are not here')
@@ -84,6 +85,25 @@ def test_grid_and_png(tmp_path):
     assert (np.asarray(Image.open(tmp_path/'b.png')) == 7).all() and not list(tmp_path.glob('*.tmp'))
 
 
+def test_scale_repeats_whole_pixels_and_leaves_the_gaps_alone():
+    x = torch.arange(3*2*2).view(1, 3, 2, 2).to(torch.uint8).repeat(5, 1, 1, 1)
+    for same in (x, to_float(x)):
+        shown = show_grid(same, 3, scale=3).images[0].get_array()
+        by_hand = x.repeat_interleave(3, 2).repeat_interleave(3, 3)
+        assert (shown == grid(by_hand, 3).permute(1, 2, 0).numpy()).all() and shown.shape == (2*8 + 2, 3*8 + 2, 3)
+    assert (show_grid(x, 3).images[0].get_array() == grid(x, 3).permute(1, 2, 0).numpy()).all()
+
+
+def test_a_small_figure_has_a_palette_and_is_closed():
+    import matplotlib.pyplot as plt
+    plt.close('all')
+    x = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    for figure in (show_grid(x, 2), show_grid(x, 2).figure):
+        im = show_small(figure, 16)
+        assert im.mode == 'P' and len(im.getcolors()) == 16 and im.size == (2*18 + 2, 2*18 + 2)
+    assert show_small(plt.figure(figsize=(2, 1)), dpi=50).size == (100, 50) and plt.get_fignums() == []
+
+
 # ---- sources
 
 def test_creatures():
@@ -102,6 +122,108 @@ def test_folder_zip_and_tar_agree(tmp_path):
         assert s.labels == {'folder': [f.split('/')[0] for f in s.files]} and set(s.labels['folder']) == {'red', 'blue'}
         assert {hash(p.numpy().tobytes()) for p in s.x} == {hash(p.numpy().tobytes()) for p in sets[0].x}
     assert load_images(tmp_path/'set', size=32, labels=False).labels == {}
+
+
+def red_and_blue(root, **table):
+    "Eight pictures in two folders, and a labels.csv if it has columns."
+    files = [f'{k}/{i}.png' for k in ('blue', 'red') for i in range(4)]
+    folder(root, {f: data(picture(i)) for i, f in enumerate(files)})
+    if table: write_csv({'file': files, **table}, root/'labels.csv')
+    return root
+
+
+def places(tmp_path):
+    "One labelled set as every kind of source: (name, its columns, where, what must be left)."
+    table = dict(type=[*'aabbccdd'], big=[i % 2 for i in range(8)])
+    bare, labelled = red_and_blue(tmp_path/'bare'), red_and_blue(tmp_path/'labelled', **table)
+    load_images(labelled, 32).save(tmp_path/'prepared')
+    for p in (bare, labelled): archives(p, {f.name: f.read() for f in walk(p)})
+    yield from ((p, 'folder', 'folder=red', [f'red/{i}.png' for i in range(4)]) for p in (bare, f'{bare}.zip', f'{bare}.tar.gz'))
+    for p in (labelled, f'{labelled}.zip', f'{labelled}.tar', tmp_path/'prepared', 'kaggle:me/labelled', 'mine:8', 'mine'):
+        yield p, 'type, big', 'type=b', ['blue/2.png', 'blue/3.png']
+        yield p, 'type, big', dict(type='b', big=1), ['blue/3.png']
+
+
+def test_where_means_the_same_for_every_source(tmp_path, monkeypatch):
+    monkeypatch.setattr('pokegan.gather.download', lambda name, **own: tmp_path/name.split('/')[1])
+    monkeypatch.setitem(SOURCES, 'mine', lambda rest, **how: load_images(tmp_path/'labelled', how['size']))
+    for source, columns, where, left in places(tmp_path):
+        whole, im = load_images(source, 32), load_images(source, 32, where=where)
+        wish = dict([where.split('=')]) if isinstance(where, str) else where
+        rows = [i for i in range(8) if all(whole.labels[c][i] == v for c, v in wish.items())]
+        assert sorted(im.files) == left and (im.x == whole.x[rows]).all() and im.source == str(source), (source, where)
+        assert im.labels == {c: [v[i] for i in rows] for c, v in whole.labels.items()} and ', '.join(im.labels) == columns
+        assert im.fingerprint == Images(im.x).fingerprint != whole.fingerprint
+        assert sorted(r.file for r in im.report.rows if r.action == 'load') == left
+        mistakes = {'colour=red': f'columns: .*{columns}$', 'red': 'column=value'}
+        mistakes['type=x' if 'type' in columns else 'folder=x'] = 'there are (a, b, c, d|blue, red)$'
+        for wrong, words in mistakes.items():
+            with pytest.raises(ValueError, match=words) as e: load_images(source, 32, where=wrong)
+            assert '\n' not in str(e.value) and wrong in str(e.value)
+        if 'type' in columns:
+            with pytest.raises(ValueError, match='folder=red.*columns: .*type, big'): load_images(source, 32, where='folder=red')
+
+
+def test_where_on_creatures():
+    im = load_images('creatures:64', 16, where='type=ember')
+    whole = load_images('creatures:64', 16)
+    rows = [i for i, t in enumerate(whole.labels['type']) if t == 'ember']
+    assert 0 < len(rows) < 64 and (im.x == whole.x[rows]).all() and im.files == [f'creature {i}' for i in rows]
+    assert set(im.labels['type']) == {'ember'} and len(im.labels['hue']) == len(rows) and im.source == 'creatures:64'
+    with pytest.raises(ValueError, match="no type is 'fire'; there are .*ember.* more$"): load_images('creatures:64', 16, where='type=fire')
+    with pytest.raises(ValueError, match='columns: species, plan, build, type'): load_images('creatures:64', 16, where='kind=ember')
+
+
+def test_nothing_left_is_one_line(tmp_path):
+    p = red_and_blue(tmp_path/'p', type=[*'aabbccdd'], big=[0]*4 + [1]*4)
+    load_images(p, 32).save(tmp_path/'prepared')
+    for source in (p, tmp_path/'prepared'):
+        with pytest.raises(ValueError, match='leaves nothing') as e: load_images(source, 32, where=dict(type='a', big=1))
+        assert '\n' not in str(e.value)
+    assert choose({'a': [1, 2, 1], 'b': ['x', 'x', 'y']}, dict(a=1, b='x')) == [0] and choose({'a': [True, False]}, 'a=False') == [1]
+
+
+def test_labels_that_a_source_cannot_use(tmp_path, eight):
+    write_csv({'file': [f'{i}.png' for i in range(8)], 'kind': [*'aaaabbbb']}, eight/'labels.csv')
+    load_images(eight, 32).save(tmp_path/'prepared')
+    for source in ('creatures:8', tmp_path/'prepared'):
+        with pytest.raises(ValueError, match='labels of its own') as e: load_images(source, 32, labels=eight/'labels.csv')
+        assert '\n' not in str(e.value) and 'labels.csv' in str(e.value)
+    for source in ('creatures:8', tmp_path/'prepared', eight):
+        assert load_images(source, 32, labels=False).labels == {}
+        with pytest.raises(ValueError, match='columns: none'): load_images(source, 32, labels=False, where='kind=a')
+
+
+def test_a_source_of_ones_own(tmp_path, eight, monkeypatch):
+    asked = {}
+    def mine(rest, **how):
+        asked.update(how, rest=rest)
+        return str(eight) if rest == 'files' else Images(torch.zeros(2, 3, how['size'], how['size'], dtype=torch.uint8))
+    monkeypatch.setitem(SOURCES, 'mine', mine)
+    assert load_images('mine:files', 16, seed=3, colour='red').files == [f'{i}.png' for i in range(8)]
+    assert asked == dict(rest='files', size=16, background=(255, 255, 255), seed=3, memory=256 << 20, progress=None, colour='red')
+    im = load_images('mine', 16)
+    assert len(im) == 2 and im.source == 'mine' and asked['rest'] == '' and 'mine:...' in source_help()
+    monkeypatch.setitem(SOURCES, 'mine', lambda rest, **how: im)
+    assert load_images('mine:again', 16).source == 'mine:again' and im.source == 'mine'   # a copy: the maker's set is not touched
+    mine.__doc__ = 'mine:PLACE'
+    monkeypatch.setitem(SOURCES, 'mine', mine)
+    with pytest.raises(ValueError, match='a source is creatures, creatures:N, kaggle:owner/name, mine:PLACE, a folder'): load_images('nowhere')
+
+
+def test_options_that_nobody_knows_are_refused(eight, monkeypatch):
+    got = []
+    monkeypatch.setattr('pokegan.gather.download', lambda name, **own: got.append((name, own)) or eight)
+    load_images('kaggle:a/b', 16, cache='here', timeout=3)
+    assert got == [('a/b', dict(cache='here', timeout=3))]
+    with pytest.raises(ValueError, match='no option wehre'): load_images(eight, 16, wehre='type=ember')
+    with pytest.raises(TypeError, match='wehre'): load_images('creatures:8', 16, wehre='type=ember')
+
+
+def test_the_list_of_sources_needs_no_torch():
+    code = "import sys; from pokegan.gather import SOURCES, source_help; print(*SOURCES, 'torch' in sys.modules, source_help(), sep='|')"
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()
+    assert out == 'creatures|kaggle|False|creatures, creatures:N, kaggle:owner/name, a folder, a .zip or .tar, or a prepared folder'
 
 
 @pytest.mark.parametrize('source,words', [
@@ -245,8 +367,9 @@ def test_save_replaces_nothing_but_prepared_sets(eight):
     assert len(list(eight.iterdir())) == 8
 
 
-@pytest.mark.parametrize('spoil', [lambda p: (p/'x.npy').unlink(), lambda p: (p/'x.npy').write_bytes((p/'x.npy').read_bytes()[:500]),
-                                   lambda p: (p/'prepared.json').write_text('{'), lambda p: (p/'labels.csv').write_text('file\n1\n'), lambda p: (p/'report.csv').unlink()])
+@pytest.mark.parametrize('spoil', [
+    lambda p: (p/'x.npy').unlink(), lambda p: (p/'x.npy').write_bytes((p/'x.npy').read_bytes()[:500]), lambda p: (p/'report.csv').unlink(),
+    lambda p: (p/'prepared.json').write_text('{', encoding='utf-8'), lambda p: (p/'labels.csv').write_text('file\n1\n', encoding='utf-8')])
 def test_a_spoilt_prepared_set_is_noticed(tmp_path, eight, spoil):
     spoil(load_images(eight).save(tmp_path/'p'))
     with pytest.raises(ValueError, match='no complete prepared set') as e: load_images(tmp_path/'p')
@@ -258,6 +381,35 @@ def test_a_failed_save_leaves_the_old_set(tmp_path, eight, monkeypatch):
     monkeypatch.setattr(Report, 'to_csv', lambda *a: (_ for _ in ()).throw(OSError('disk full')))
     with pytest.raises(OSError): load_images(eight, size=48).save(tmp_path/'p')
     assert Images.open(tmp_path/'p').size == 32 and sorted(p.name for p in tmp_path.iterdir()) == ['eight', 'p']
+
+
+@pytest.mark.parametrize('refused', [1, 2])
+def test_a_set_that_is_open_elsewhere_stays_whole(tmp_path, eight, monkeypatch, refused):
+    "As on Windows, where a folder with a mapped file cannot be renamed: the first or the second rename is refused."
+    old = load_images(eight, size=32)
+    old.save(tmp_path/'p')
+    calls, replace = [], os.replace
+    def refuse(a, b):
+        calls.append(a)
+        if len(calls) == refused: raise PermissionError(13, 'Access is denied', str(a))
+        replace(a, b)
+    monkeypatch.setattr(os, 'replace', refuse)
+    with pytest.raises(PermissionError, match='another program') as e: load_images(eight, size=48).save(tmp_path/'p')
+    assert '\n' not in str(e.value) and str(tmp_path/'p') in str(e.value)
+    again = Images.open(tmp_path/'p')
+    assert again.size == 32 and (again.x == old.x).all() and sorted(p.name for p in tmp_path.iterdir()) == ['eight', 'p']
+
+
+def test_every_text_is_utf8_whatever_the_system_prefers(tmp_path):
+    folder(tmp_path/'ü', {f'gr\xfcn/{i}.png': data(picture(i)) for i in range(2)} | {f'rot/{i}.png': data(picture(i+2)) for i in range(2)})
+    code = ('import sys; from pathlib import Path; from pokegan.data import Images, load_images; from pokegan.download import scrub; '
+            'im = load_images(sys.argv[1], 32, progress=False); im.save(sys.argv[2]); '
+            'assert load_images(sys.argv[2], 32).labels == im.labels and Images.open(sys.argv[2]).source == sys.argv[1]; print(scrub("fine"))')
+    (tmp_path/'.kaggle').mkdir()
+    (tmp_path/'.kaggle'/'access_token').write_text('not a token', encoding='utf-8')
+    r = subprocess.run([sys.executable, '-X', 'warn_default_encoding', '-W', 'error::EncodingWarning', '-c', code, str(tmp_path/'ü'), str(tmp_path/'p')],
+                       capture_output=True, text=True, env={**os.environ, 'KAGGLE_CONFIG_DIR': str(tmp_path/'.kaggle')})
+    assert r.returncode == 0 and r.stdout == 'fine\n', r.stderr
 
 
 def test_the_store(tmp_path, eight):
@@ -296,7 +448,8 @@ def test_the_real_links():
 def test_sixteen_thousand_sprites_in_a_minute_and_a_gibibyte():
     code = ('import sys, json; from pokegan.data import load_images; '
             'im = load_images(sys.argv[1], where="big14k=1", progress=False); '
-            'print(json.dumps([len(im), len(set(im.labels["species_id"])), int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])]))')  # of this process: ru_maxrss counts its parent's as well
+            'status = open("/proc/self/status", encoding="utf-8").read(); '   # of this process: ru_maxrss counts its parent's as well
+            'print(json.dumps([len(im), len(set(im.labels["species_id"])), int(status.split("VmHWM:")[1].split()[0])]))')
     t = time.time()
     r = subprocess.run([sys.executable, '-c', code, str(REAL/'species.zip')], capture_output=True, text=True, check=True)
     n, species, kib = json.loads(r.stdout)

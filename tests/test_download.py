@@ -104,7 +104,7 @@ def test_the_token_is_used_and_never_shown(backend, place, tmp_path):
     env = dict(KAGGLE_API_TOKEN=TOKEN) if place == 'environment' else {}
     if place == 'file':
         (tmp_path/'home'/'.kaggle').mkdir(parents=True)
-        (tmp_path/'home'/'.kaggle'/'access_token').write_text(TOKEN)
+        (tmp_path/'home'/'.kaggle'/'access_token').write_text(TOKEN, encoding='utf-8')
     with FakeKaggle() as k:
         got, output = visit(k.url, backend, [('private', 'private/set', {}), ('echo', 'echo/set', {}), ('status401', 'status401/set', {}),
                                              ('cut', 'cut/set', dict(tries=1))], tmp_path, **env)
