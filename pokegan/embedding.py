@@ -7,6 +7,7 @@ __all__ = ['nearest', 'shadow', 'probe', 'ks_normal', 'gaussianity']
 
 # %% ../nbs/11c_embedding.ipynb #c003
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../nbs/11c_embedding.ipynb #c007
@@ -14,50 +15,62 @@ def nearest(
     a:Tensor, # (n,d) embeddings that ask
     b:Tensor, # (m,d) embeddings to choose from
     k:int=8   # how many
-)->Tensor: # (n,k) int64, rows of b, the nearest first
+) -> Tensor: # (n,k) int64, rows of b, the nearest first
     "Nearest neighbours by the cosine of the angle."
-    b = torch.nn.functional.normalize(b, dim=1)
-    return torch.cat([(torch.nn.functional.normalize(c, dim=1) @ b.T).topk(k).indices for c in a.split(1024)])
+    a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
+    near = [(some @ b.T).topk(k).indices for some in a.split(1024)]
+    return torch.cat(near)
 
 # %% ../nbs/11c_embedding.ipynb #c010
 def shadow(
     x:Tensor,   # (n,d) embeddings
     d:int=2     # directions
-)->tuple: # (n,d) coordinates, and (d,) shares of the variance
-    "The cloud seen along its principal components (Pearson 1901); the sign of each is chosen so that its largest weight is positive."
+) -> tuple: # (n,d) coordinates, and (d,) shares of the variance
+    "The cloud seen along its principal components (Pearson 1901), each with its largest weight positive."
     x = x.double() - x.double().mean(0)
     u, s, v = torch.linalg.svd(x, full_matrices=False)
-    sign = v[:d].gather(1, v[:d].abs().argmax(1, keepdim=True)).sign()[:, 0]
-    return (u[:, :d]*s[:d]*sign).float(), (s[:d]**2/s.square().sum()).float()
+    largest = v[:d].abs().argmax(1, keepdim=True)
+    sign = v[:d].gather(1, largest).sign()[:, 0]
+    at = u[:, :d]*s[:d]*sign
+    share = s[:d]**2/s.square().sum()
+    return at.float(), share.float()
 
 # %% ../nbs/11c_embedding.ipynb #c015
 def probe(
-    train:Tensor, y_train, # (n,d) embeddings and n labels to learn from
-    test:Tensor, y_test,   # (m,d) and m labels to judge by
-    C:float=.1             # inverse strength of the penalty on large weights
-)->float: # share of right answers
+    train:Tensor, # (n,d) embeddings to learn from
+    y_train,      # n labels
+    test:Tensor,  # (m,d) to judge by
+    y_test,       # m labels
+    C:float=.1    # inverse strength of the penalty on large weights
+) -> float: # share of right answers
     "Accuracy of a logistic regression on frozen embeddings. Raises ImportError without scikit-learn."
     try: from sklearn.linear_model import LogisticRegression
-    except ImportError: raise ImportError('a probe needs scikit-learn: pip install "pokegan[encoder]"') from None
+    except ImportError:
+        raise ImportError('a probe needs scikit-learn: pip install "pokegan[encoder]"') from None
     mean, std = train.mean(0), train.std(0) + 1e-6
     train, test = (((v - mean)/std).cpu().numpy() for v in (train, test))
-    return float(LogisticRegression(C=C, max_iter=200, tol=1e-3).fit(train, y_train).score(test, y_test))
+    reader = LogisticRegression(C=C, max_iter=200, tol=1e-3)
+    return float(reader.fit(train, y_train).score(test, y_test))
 
 # %% ../nbs/11c_embedding.ipynb #c018
 def ks_normal(
     x:Tensor # (n,d)
-)->Tensor: # (d,), 0 to 1
+) -> Tensor: # (d,), 0 to 1
     "Kolmogorov-Smirnov distance of each column from N(0, 1)."
-    x, n = x.double().sort(0).values, len(x)
-    below, i = torch.special.ndtr(x), torch.arange(n + 1, dtype=torch.float64)[:, None]/n
-    return torch.maximum((i[1:] - below).amax(0), (below - i[:-1]).amax(0)).float()
+    n = len(x)
+    normal = torch.special.ndtr(x.double().sort(0).values)
+    share = torch.arange(n + 1, dtype=torch.float64)[:, None]/n # of values, before and at each
+    over, under = share[1:] - normal, normal - share[:-1]
+    return torch.maximum(over.amax(0), under.amax(0)).float()
 
 def gaussianity(
     x:Tensor # (n,d) embeddings
-)->dict: # mean, var, skew, kurtosis, ks, ks_shape: means over the columns (mean: of its absolute value)
+) -> dict: # mean (of its absolute value), var, skew, kurtosis, ks, ks_shape: means over the columns
     "How far the columns are from N(0, 1), and how much of that is their shape."
     x = x.double()
     mean, var = x.mean(0), x.var(0, unbiased=False)
     z = (x - mean)/var.clamp(min=1e-12).sqrt()
-    v = dict(mean=mean.abs(), var=var, skew=z.pow(3).mean(0), kurtosis=z.pow(4).mean(0) - 3, ks=ks_normal(x), ks_shape=ks_normal(z))
+    v = dict(mean=mean.abs(), var=var,
+             skew=z.pow(3).mean(0), kurtosis=z.pow(4).mean(0) - 3,
+             ks=ks_normal(x), ks_shape=ks_normal(z))
     return {k: float(c.mean()) for k, c in v.items()}

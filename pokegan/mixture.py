@@ -17,7 +17,7 @@ from .dcgan import normal, one_of
 
 # %% ../nbs/11d_mixture.ipynb #c009
 class Mixture(nn.Module):
-    "A mixture of k Gaussians as a prior: calling it draws latents. Only buffers: nothing in it learns by gradient."
+    "A mixture of k Gaussians as a prior: calling it draws latents. Buffers only: nothing learns by gradient."
     def __init__(self,
         k:int,                   # components
         d:int,                   # values in a latent
@@ -25,81 +25,113 @@ class Mixture(nn.Module):
     ):
         super().__init__()
         one_of('covariance', covariance, ('diag', 'full'))
+        factors = torch.ones(k, d) if covariance == 'diag' else torch.eye(d).repeat(k, 1, 1)
         self.register_buffer('weights', torch.full((k,), 1/k))
         self.register_buffer('means', torch.zeros(k, d))
-        self.register_buffer('factors', torch.ones(k, d) if covariance == 'diag' else torch.eye(d).repeat(k, 1, 1))
+        self.register_buffer('factors', factors)
 
     def forward(self,
         n:int,                     # how many latents
         generator:torch.Generator, # source of the randomness
-        noise:Callable=normal      # (n, d, generator, device) -> (n,d): what is spread by the factors; lesson 14a cuts its tails
-    )->Tensor: # (n,d), where the generator lives
+        noise:Callable=normal      # (n, d, generator, device) -> (n,d): spread by the factors; see 14a
+    ) -> Tensor: # (n,d), where the generator lives
         "Every latent draws its own component, by weight."
-        weights, means, factors = (b.to(generator.device) for b in (self.weights, self.means, self.factors))
+        device = generator.device
+        weights, means, factors = (b.to(device) for b in (self.weights, self.means, self.factors))
         c = torch.multinomial(weights, n, replacement=True, generator=generator)
-        e = noise(n, means.shape[1], generator, generator.device)
-        return means[c] + (factors[c]*e if factors.ndim == 2 else (factors[c] @ e[..., None])[..., 0])
+        e = noise(n, means.shape[1], generator, device)
+        if factors.ndim == 2: return means[c] + factors[c]*e
+        return means[c] + (factors[c] @ e[..., None])[..., 0]
 
-    def log_prob(self, z:Tensor)->Tensor: # (n,d) -> (n,), the density's logarithm
+    def log_prob(self,
+        z:Tensor # (n,d)
+    ) -> Tensor: # (n,), the density's logarithm
         "How likely latents are: log of the sum over components."
-        rows = []
+        rows, constant = [], z.shape[1]/2*math.log(2*math.pi)
         for m, f in zip(self.means, self.factors):
-            full = f.ndim == 2
-            e = torch.linalg.solve_triangular(f, (z - m).T, upper=False).T if full else (z - m)/f
-            rows.append(-e.square().sum(1)/2 - (f.diagonal() if full else f).log().sum() - len(m)/2*math.log(2*math.pi))
+            if f.ndim == 1: e, spread = (z - m)/f, f
+            else: e, spread = torch.linalg.solve_triangular(f, (z - m).T, upper=False).T, f.diagonal()
+            rows.append(-e.square().sum(1)/2 - spread.log().sum() - constant)
         return (torch.stack(rows, 1) + self.weights.log()).logsumexp(1)
+
+# %% ../nbs/11d_mixture.ipynb #c14a
+def _scikit() -> tuple: # GaussianMixture, and its warning
+    "What a fit needs of scikit-learn. Raises ImportError, one line, without it."
+    try:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.mixture import GaussianMixture
+    except ImportError:
+        raise ImportError('mixtures need scikit-learn: pip install "pokegan[encoder]"') from None
+    return GaussianMixture, ConvergenceWarning
+
+def _carry_over(
+    gm # a GaussianMixture that was fitted
+) -> Mixture: # float32, on the CPU
+    "The same mixture as a module."
+    m = Mixture(*gm.means_.shape, gm.covariance_type)
+    diag = gm.covariance_type == 'diag'
+    factors = gm.covariances_**.5 if diag else np.linalg.cholesky(gm.covariances_)
+    found = dict(weights=gm.weights_, means=gm.means_, factors=factors)
+    m.load_state_dict({n: torch.from_numpy(v).float() for n, v in found.items()})
+    return m
 
 # %% ../nbs/11d_mixture.ipynb #c014
 def fit_mixture(
     x:Tensor,                # (n,d) embeddings
     k:int,                   # components
+    *,
     covariance:str='diag',   # 'diag', or 'full' for few dimensions
     seed:int=0,              # of the start
     rounds:int=100,          # of expectation maximisation, at most
     tol:float=1e-3,          # gain of the mean log-likelihood that still counts
     start:int=10_000         # points of a first fit, where the second begins
-)->Mixture: # float32, on the CPU
-    "Expectation maximisation by scikit-learn (Dempster 1977). Raises ValueError on wrong values, ImportError without scikit-learn."
-    try:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.mixture import GaussianMixture
-    except ImportError: raise ImportError('mixtures need scikit-learn: pip install "pokegan[encoder]"') from None
-    if x.ndim != 2 or not torch.isfinite(x).all(): raise ValueError(f'embeddings are (n,d) and finite; got {tuple(x.shape)}')
-    if not 1 <= k <= len(x)//2: raise ValueError(f'k is {k}; with {len(x)} embeddings it must be from 1 to {len(x)//2}')
-    gm = GaussianMixture(k, covariance_type=covariance, max_iter=rounds, tol=tol, reg_covar=1e-4, random_state=seed, warm_start=True)
-    some = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:start].sort().values
+) -> Mixture: # float32, on the CPU
+    "Expectation maximisation (Dempster 1977). Raises ValueError, and ImportError without scikit-learn."
+    GaussianMixture, ConvergenceWarning = _scikit()
+    if x.ndim != 2 or not torch.isfinite(x).all():
+        raise ValueError(f'embeddings are (n,d) and finite; got {tuple(x.shape)}')
+    n = len(x)
+    if not 1 <= k <= n//2:
+        raise ValueError(f'k is {k}; with {n} embeddings it must be from 1 to {n//2}')
+    gm = GaussianMixture(k, covariance_type=covariance, max_iter=rounds, tol=tol,
+                         reg_covar=1e-4, random_state=seed, warm_start=True)
+    g = torch.Generator().manual_seed(seed)
+    some = torch.randperm(n, generator=g)[:start].sort().values
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', ConvergenceWarning) # the last round is good enough
-        for v in (x[some], x) if len(x) > start else (x,): gm.fit(v.detach().cpu().double().numpy()) # the second goes on where the first stopped
-    mixture = Mixture(k, x.shape[1], covariance)
-    factors = gm.covariances_**.5 if covariance == 'diag' else np.linalg.cholesky(gm.covariances_)
-    mixture.load_state_dict({n: torch.from_numpy(v).float() for n, v in dict(weights=gm.weights_, means=gm.means_, factors=factors).items()})
-    return mixture
+        for v in (x[some], x) if n > start else (x,): # the second goes on where the first stopped
+            gm.fit(v.detach().cpu().double().numpy())
+    return _carry_over(gm)
 
-# %% ../nbs/11d_mixture.ipynb #c015
-def n_numbers(m:Mixture)->int:
+# %% ../nbs/11d_mixture.ipynb #c15a
+def n_numbers(m:Mixture) -> int:
     "Free numbers of a mixture: weights that sum to 1, means, and (triangular) covariances."
     k, d = m.means.shape
-    return k - 1 + k*d + k*(d if m.factors.ndim == 2 else d*(d+1)//2)
+    spread = d if m.factors.ndim == 2 else d*(d + 1)//2
+    return k - 1 + k*d + k*spread
 
 def bic(
     m:Mixture,
     x:Tensor # (n,d), what it was fitted to
-)->float: # smaller is better
+) -> float: # smaller is better
     "Bayesian information criterion: -2 log-likelihood + numbers · log n (Schwarz 1978)."
-    return float(-2*torch.cat([m.log_prob(c).double() for c in x.split(4096)]).sum() + n_numbers(m)*math.log(len(x)))
+    logs = torch.cat([m.log_prob(c).double() for c in x.split(4096)])
+    return float(-2*logs.sum() + n_numbers(m)*math.log(len(x)))
 
+# %% ../nbs/11d_mixture.ipynb #c015
 def choose_k(
-    x:Tensor,                          # (n,d) embeddings
+    x:Tensor,              # (n,d) embeddings
     ks:tuple=tuple(2**i for i in range(10)), # to try, rising; those above half of n are left out
-    covariance:str='diag', seed:int=0, # as in `fit_mixture`
-    patience:int=2                     # stop after so many that were worse than the best
-)->tuple: # (the best Mixture, a dict k -> BIC of all that were tried)
+    covariance:str='diag', # as in `fit_mixture`
+    seed:int=0,            # likewise
+    patience:int=2         # stop after so many that were worse than the best
+) -> tuple: # (the best Mixture, a dict k -> BIC of all that were tried)
     "Fit one mixture after another and keep the one with the smallest BIC."
     best, curve = None, {}
     for k in (k for k in ks if k <= len(x)//2):
-        m = fit_mixture(x, k, covariance, seed)
+        m = fit_mixture(x, k, covariance=covariance, seed=seed)
         curve[k] = bic(m, x)
-        if curve[k] == min(curve.values()): best = m
-        if [*curve.values()].index(min(curve.values())) < len(curve) - patience: break
+        values = [*curve.values()]
+        if curve[k] == min(values): best = m
+        if values.index(min(values)) < len(values) - patience: break
     return best, curve

@@ -23,52 +23,66 @@ def split_rows(
     images:Images,
     y:Tensor|None=None, # (n,) classes, so that each is held out in proportion
     seed:int=0          # of the choice, where no column 'split' decides
-)->dict: # 'train', 'val', 'test' -> (m,) int64, ascending
+) -> dict: # 'train', 'val', 'test' -> (m,) int64, ascending
     "The rows that the labels reserve; else a random tenth to val and a tenth to test."
-    kinds, split = ('train', 'val', 'test'), images.labels.get('split', [])
-    if set(kinds) <= set(split): return {k: torch.tensor([i for i, s in enumerate(split) if s == k]) for k in kinds}
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(mix_seed(seed, 5)))
-    if y is not None: order = order[y[order].argsort(stable=True)] # one class after the other: every tenth of them all is a tenth of each
-    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) % 10)
-    return {k: torch.isin(rank, torch.tensor(r)).nonzero()[:, 0] for k, r in zip(kinds, ([1, 2, 3, 4, 6, 7, 8, 9], [0], [5]))}
+    split = images.labels.get('split', [])
+    if {'train', 'val', 'test'} <= set(split):
+        return {k: torch.tensor([i for i, s in enumerate(split) if s == k])
+                for k in ('train', 'val', 'test')}
+    g = torch.Generator().manual_seed(mix_seed(seed, 5))
+    order = torch.randperm(len(images), generator=g)
+    if y is not None: # one class after the other: every tenth of them all is a tenth of each
+        order = order[y[order].argsort(stable=True)]
+    digit = torch.empty_like(order)
+    digit[order] = torch.arange(len(order)) % 10
+    val, test = digit == 0, digit == 5
+    chosen = dict(train=~(val | test), val=val, test=test)
+    return {k: mask.nonzero()[:, 0] for k, mask in chosen.items()}
 
-# %% ../nbs/11a_pretext.ipynb #c012
+# %% ../nbs/11a_pretext.ipynb #c12a
 def subset(
     images:Images,
     idx:Tensor, # (m,) int64
     **columns   # labels to add: m values each
-)->Images: # a copy of these m pictures, in this order
+) -> Images: # a copy of these m pictures, in this order
     "Some pictures of a set, with their labels."
     at = idx.tolist()
     labels = {c: [v[i] for i in at] for c, v in images.labels.items()}
-    return Images(images.x[idx], labels | columns, images.report, images.source, [images.files[i] for i in at] if images.files else [])
+    files = [images.files[i] for i in at] if images.files else []
+    return Images(images.x[idx], labels | columns, images.report, images.source, files)
 
+# %% ../nbs/11a_pretext.ipynb #c012
 def three_sets(
     images:Images, # labelled
     label:str='',  # the column to learn; '': 'species', or 'name' where there is none
     seed:int=0     # of the hold-out, as in `split_rows`
-)->tuple: # names of the classes, and dict(train, val, test) of Images with a column 'class': 0 to len(names)-1
+) -> tuple: # names of the classes; dict(train, val, test) of Images, 'class' from 0 to len(names)-1
     "What to learn from, and what to judge by. Raises ValueError on pictures without such labels."
-    label = label or next((c for c in ('species', 'name') if c in images.labels), 'species')
-    names, y = class_numbers(images, label)
-    return tuple(names), {k: subset(images, i, **{'class': y[i].tolist()}) for k, i in split_rows(images, y, seed).items()}
+    known = (c for c in ('species', 'name') if c in images.labels)
+    names, y = class_numbers(images, label or next(known, 'species'))
+    sets = {k: subset(images, i, **{'class': y[i].tolist()})
+            for k, i in split_rows(images, y, seed).items()}
+    return tuple(names), sets
 
 # %% ../nbs/11a_pretext.ipynb #c015
 def by_label(b): # batch -> (x, y)
     "The pictures, and the class of each."
-    return b.x, torch.tensor([b.t.images.labels['class'][i] for i in b.idx.tolist()], device=b.x.device)
+    classes = b.t.images.labels['class']
+    y = [classes[i] for i in b.idx.tolist()]
+    return b.x, torch.tensor(y, device=b.x.device)
 
 def classifier_phases(
     E:nn.Module,               # pictures -> logits
     opt:torch.optim.Optimizer, # of E
     task:Callable=by_label,    # batch -> (x, y)
     smoothing:float=0.         # share of the target that is spread over all classes
-)->list: # of one phase, 'C'
+) -> list: # of one phase, 'C'
     "Learn to say what a picture shows."
     def C_move(b):
         x, y = task(b)
         logits = E(x).float()
-        return F.cross_entropy(logits, y, label_smoothing=smoothing), dict(acc=(logits.argmax(1) == y).float().mean())
+        acc = (logits.argmax(1) == y).float().mean()
+        return F.cross_entropy(logits, y, label_smoothing=smoothing), dict(acc=acc)
     return [Phase('C', (E,), opt, C_move)]
 
 # %% ../nbs/11a_pretext.ipynb #c019
@@ -77,64 +91,83 @@ def accuracy(
     E:nn.Module,      # pictures -> logits
     images:Images,    # with a column 'class'
     batch:int=256     # at a time
-)->dict: # top1, top5: shares; loss: mean cross-entropy
-    "How often the first answer is right, and one of the first five. In eval mode; E is left in the mode it was in."
-    was, device, y = E.training, next(E.parameters()).device, torch.tensor(images.labels['class'])
-    try: logits = torch.cat([E.eval()(to_float(images.batch(i, device))).float().cpu() for i in torch.arange(len(images)).split(batch)])
+) -> dict: # top1, top5: shares; loss: mean cross-entropy
+    "How often the first answer is right, or one of the first five. Asked in eval mode; E is left as it was."
+    was, device = E.training, next(E.parameters()).device
+    parts = torch.arange(len(images)).split(batch)
+    try:
+        E.eval()
+        logits = torch.cat([E(to_float(images.batch(i, device))).float().cpu() for i in parts])
     finally: E.train(was)
-    right = logits.topk(min(5, logits.shape[1])).indices == y[:, None]
-    return dict(top1=right[:, 0].float().mean().item(), top5=right.any(1).float().mean().item(), loss=F.cross_entropy(logits, y).item())
+    y = torch.tensor(images.labels['class'])
+    five = logits.topk(min(5, logits.shape[1])).indices
+    right = (five == y[:, None]).float()
+    return dict(top1=right[:, 0].mean().item(),
+                top5=right.amax(1).mean().item(),
+                loss=F.cross_entropy(logits, y).item())
 
 # %% ../nbs/11a_pretext.ipynb #c022
 class AccuracyCB(Callback):
-    "val/top1, val/top5 and val/loss of held-out pictures into the log, several times over the budget and at its end."
-    def __init__(self, E:nn.Module,
+    "val/top1, val/top5 and val/loss of held-out pictures, several times over the budget and at its end."
+    def __init__(self,
+        E:nn.Module,   # pictures -> logits
         images:Images, # with a column 'class'
         looks:int=8,   # over the whole budget
         n:int=1024     # at most so many pictures, spread evenly
-    ): self.E, self.looks, self.images = E, looks, subset(images, torch.linspace(0, len(images)-1, min(n, len(images))).long())
+    ):
+        even = torch.linspace(0, len(images)-1, min(n, len(images))).long()
+        self.E, self.looks, self.images = E, looks, subset(images, even)
 
     def before_fit(self, t): self.done = int(t.progress()*self.looks)
 
     def after_step(self, t):
-        if (now := int(t.progress()*self.looks)) <= self.done: return
+        now = int(t.progress()*self.looks)
+        if now <= self.done: return
         self.done = now
-        with t.autocast(): t.metrics |= {f'val/{k}': round(v, 5) for k, v in accuracy(self.E, self.images).items()}
+        with t.autocast(): found = accuracy(self.E, self.images)
+        t.metrics |= {f'val/{k}': round(v, 5) for k, v in found.items()}
 
 # %% ../nbs/11a_pretext.ipynb #c024
 def cosine(
     progress:float,    # share of the budget used up
     warmup:float=.05   # share in which the rate rises
-)->float: # factor of the highest rate, 0 to 1
+) -> float: # factor of the highest rate, 0 to 1
     "Up in a straight line, down along half a cosine (Loshchilov 2016)."
     if progress < warmup: return progress/warmup
-    return (1 + math.cos(math.pi*min(1., (progress-warmup)/(1-warmup))))/2
+    way = min(1., (progress - warmup)/(1 - warmup))
+    return (1 + math.cos(math.pi*way))/2
 
 class CosineCB(Callback):
     "All learning rates follow `cosine` of the trainer's progress, never below a thousandth of the highest."
-    def __init__(self, lr:float, warmup:float=.05): self.lr, self.warmup = lr, warmup
+    def __init__(self,
+        lr:float,         # the highest
+        warmup:float=.05  # as in `cosine`
+    ): self.lr, self.warmup = lr, warmup
 
     def before_fit(self, t): self.after_step(t)
 
     def after_step(self, t):
-        t.metrics['lr'] = self.lr*max(1e-3, cosine(t.progress(), self.warmup))
+        lr = self.lr*max(1e-3, cosine(t.progress(), self.warmup))
+        t.metrics['lr'] = lr
         for p in t.phases:
-            for g in p.opt.param_groups: g['lr'] = t.metrics['lr']
+            for g in p.opt.param_groups: g['lr'] = lr
 
 # %% ../nbs/11a_pretext.ipynb #c028
 def turn(
     x:Tensor, # (b,3,s,s)
-    y:Tensor, # (b,) quarter turns, 0 to 3
-)->Tensor: # (b,3,s,s)
+    y:Tensor  # (b,) quarter turns, 0 to 3
+) -> Tensor: # (b,3,s,s)
     "Each picture turned by its own number of quarter turns."
-    return torch.stack([torch.rot90(x, k, (2, 3)) for k in range(4)])[y, torch.arange(len(x), device=x.device)]
+    four = torch.stack([torch.rot90(x, k, (2, 3)) for k in range(4)])
+    return four[y, torch.arange(len(x), device=x.device)]
 
 def turned(
-    images:Images, # n pictures, labels not needed
-)->Images: # 4n pictures with a column 'class': their quarter turns
+    images:Images # n pictures, labels not needed
+) -> Images: # 4n pictures with a column 'class': their quarter turns
     "Every picture in all four directions."
     y = torch.arange(4).repeat_interleave(len(images))
-    return Images(turn(images.x.repeat(4, 1, 1, 1), y), {'class': y.tolist()}, source=images.source)
+    x = turn(images.x.repeat(4, 1, 1, 1), y)
+    return Images(x, {'class': y.tolist()}, source=images.source)
 
 # %% ../nbs/11a_pretext.ipynb #c031
 def by_rotation(b): # batch -> (x, y)

@@ -21,27 +21,32 @@ def truncated_normal(
     t:float, # bound, above 0
     generator:torch.Generator # source of the randomness
 ) -> Tensor: # (n,nz), every value in [-t,t]
-    "A standard normal kept inside (-t, t), by the inverse of its distribution function: exact, and no draw is wasted."
+    "A standard normal kept inside (-t, t), by the inverse of its distribution function: exact, no waste."
     edge = torch.special.ndtr(torch.tensor(-t, dtype=torch.float64))
     u = torch.rand(n, nz, generator=generator, dtype=torch.float64, device=generator.device)
-    return torch.special.ndtri(edge + u*(1-2*edge)).clamp(-t, t).float()
+    z = torch.special.ndtri(edge + u*(1-2*edge))
+    return z.clamp(-t, t).float()
 
 # %% ../nbs/14a_truncation.ipynb #c015
 def prior(
-    latent:str|nn.Module, # 'normal', 'uniform', or what draws latents from noise: (n, generator, noise) -> z, as a mixture does
-    nz:int,             # values in a latent
+    latent:str|nn.Module,       # 'normal', 'uniform', or a mixture: (n, generator, noise) -> z
+    nz:int,                     # values in a latent
     truncation:float|None=None, # keep only noise with |z| < truncation
     psi:float=1.                # then shrink it towards the mean: 1 not at all, 0 wholly
 ) -> Callable: # (n, generator) -> z (n,nz)
-    "Where a generator's latents come from. A mixture's are truncated and shrunk within each component. Raises ValueError on an unknown name or a wrong value."
+    """Where a generator's latents come from. A mixture's are truncated and shrunk within each component.
+    Raises ValueError on an unknown name or a wrong value."""
     own = isinstance(latent, nn.Module)
     base = getattr(latent, 'latent', 'normal') if own else latent # what its noise is
     one_of('latent', base, tuple(LATENTS))
-    if truncation is not None and not truncation > 0: raise ValueError(f'truncation is {truncation}; it must be above 0 (try 1)')
+    if truncation is not None and not truncation > 0:
+        raise ValueError(f'truncation is {truncation}; it must be above 0 (try 1)')
     if not 0 <= psi <= 1: raise ValueError(f'psi is {psi}; it must be from 0 to 1 (try 0.7)')
     def noise(n:int, nz:int, generator:torch.Generator, device) -> Tensor:
-        if base == 'uniform': return psi*min(truncation or 1., 1.)*uniform(n, nz, generator, device)
-        return psi*(normal(n, nz, generator, device) if truncation is None else truncated_normal(n, nz, truncation, generator))
+        if base == 'uniform':
+            return psi*min(truncation or 1., 1.)*uniform(n, nz, generator, device)
+        if truncation is None: return psi*normal(n, nz, generator, device)
+        return psi*truncated_normal(n, nz, truncation, generator)
     if own: return lambda n, generator: latent(n, generator, noise)
     return lambda n, generator: noise(n, nz, generator, generator.device)
 

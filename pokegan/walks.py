@@ -19,9 +19,10 @@ from .road import slerp
 
 # %% ../nbs/14b_walks.ipynb #c007
 def lerp(
-    a:Tensor, b:Tensor, # (nz,) or (k,nz)
-    t:Tensor, # (k,) shares of the way from a to b, 0 to 1
-)->Tensor: # (k,nz)
+    a:Tensor, # (nz,) or (k,nz)
+    b:Tensor, # likewise
+    t:Tensor  # (k,) shares of the way from a to b, 0 to 1
+) -> Tensor: # (k,nz)
     "On the straight line."
     return torch.lerp(a, b, t[:, None])
 
@@ -31,29 +32,34 @@ def path(
     frames:int=60,       # how many latents in all, k or more
     loop:bool=False,     # go back to the first; the last frame leads into it, without a repeat
     how:Callable=slerp   # or lerp
-)->Tensor: # (frames,nz)
-    "A walk through latents, the same number of frames on each leg or as near to it as possible. Raises ValueError for too few stops or frames."
+) -> Tensor: # (frames,nz)
+    """A walk through latents, the same number of frames on each leg or as near to it as possible.
+    Raises ValueError for too few stops or frames."""
     k = len(stops)
     if k < 2: raise ValueError(f'stops is {k}; a walk leads through 2 or more')
-    if frames < k: raise ValueError(f'frames is {frames}; a walk through {k} latents has {k} or more')
-    legs = k if loop else k - 1
-    at = torch.arange(frames, device=stops.device)*legs/(frames if loop else frames - 1) # 0 … legs
+    if frames < k:
+        raise ValueError(f'frames is {frames}; a walk through {k} latents has {k} or more')
+    legs, steps = (k, frames) if loop else (k - 1, frames - 1)
+    at = torch.arange(frames, device=stops.device)*legs/steps # 0 … legs
     leg = at.long().clamp(max=legs - 1)
     return how(stops[leg], stops[(leg + 1) % k], at - leg)
 
 # %% ../nbs/14b_walks.ipynb #c023
 def ffmpeg(
-    path:str|Path, # of the film
-)->str|None: # the program that writes it; None for a GIF, which needs none
-    "What a film needs, by the ending of its name. Raises ValueError for other endings, ImportError where there is no ffmpeg."
+    path:str|Path # of the film
+) -> str|None: # the program that writes it; None for a GIF, which needs none
+    """What a film needs, by the ending of its name. Raises ValueError for other endings,
+    ImportError where there is no ffmpeg."""
     kind = Path(path).suffix.lower()
-    if kind not in ('.gif', '.mp4'): raise ValueError(f'{path} is neither .gif nor .mp4; a walk is written as one of these')
+    if kind not in ('.gif', '.mp4'):
+        raise ValueError(f'{path} is neither .gif nor .mp4; a walk is written as one of these')
     if kind == '.gif': return None
     if found := shutil.which('ffmpeg'): return found
     try:
         from imageio_ffmpeg import get_ffmpeg_exe
         return get_ffmpeg_exe()
-    except (ImportError, RuntimeError): raise ImportError(f'{path} needs a codec: pip install imageio-ffmpeg, or name a .gif') from None
+    except (ImportError, RuntimeError):
+        raise ImportError(f'{path} needs a codec: pip install imageio-ffmpeg, or name a .gif') from None
 
 # %% ../nbs/14b_walks.ipynb #c025
 def write_film(
@@ -62,11 +68,21 @@ def write_film(
     fps:float=12.,    # frames a second
     loop:bool=False   # the last frame leads into the first: a GIF does not rest on it
 ):
-    "One film, replaced whole. Raises ValueError for other endings, ImportError without a codec, OSError where the film cannot be written."
-    program, (n, _, h, w) = ffmpeg(path), x.shape
-    if not program: return write_gif([to_image(v) for v in x], path, n/fps, palette=256, hold=0. if loop else 1.)
-    big, raw = max(1, 256//max(h, w)), to_uint8(x).permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes()
+    """One film, replaced whole. Raises ValueError for other endings, ImportError without a codec,
+    OSError where the film cannot be written."""
+    program, hold = ffmpeg(path), 0. if loop else 1.
+    if program: return _write_mp4(program, x, path, fps)
+    return write_gif([to_image(v) for v in x], path, len(x)/fps, palette=256, hold=hold)
+
+def _write_mp4(program, x, path, fps): # the frames go through a pipe, small ones enlarged
+    h, w = x.shape[2:]
+    big = max(1, 256//max(h, w))
+    raw = to_uint8(x).permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes()
+    source = f'-f rawvideo -pix_fmt rgb24 -s {w}x{h} -r {fps} -i -'
+    film = f'-vf scale={w*big}:{h*big}:flags=neighbor -pix_fmt yuv420p -f mp4 -y'
+    words = f'-v error {source} {film}'.split()
     with replacing(path) as p:
-        words = f'-v error -f rawvideo -pix_fmt rgb24 -s {w}x{h} -r {fps} -i - -vf scale={w*big}:{h*big}:flags=neighbor -pix_fmt yuv420p -f mp4 -y'.split()
         done = subprocess.run([program, *words, str(p)], input=raw, capture_output=True)
-        if done.returncode: raise OSError(f'{path} was not written: {(done.stderr.decode().strip().splitlines() or ["ffmpeg failed"])[-1]}')
+        if done.returncode == 0: return
+        said = done.stderr.decode().strip().splitlines() or ['ffmpeg failed']
+        raise OSError(f'{path} was not written: {said[-1]}')

@@ -63,7 +63,7 @@ def test_full_factors_draw_the_right_covariance():
 def test_fit_and_bic_agree_with_scikit_learn(four, covariance):
     from sklearn.mixture import GaussianMixture
     x = four(1500, torch.Generator().manual_seed(1))
-    m = fit_mixture(x, 4, covariance)
+    m = fit_mixture(x, 4, covariance=covariance)
     gm = GaussianMixture(4, covariance_type=covariance, random_state=0, reg_covar=1e-4).fit(x.double().numpy())
     assert n_numbers(m) == gm._n_parameters() and bic(m, x) == pytest.approx(gm.bic(x.double().numpy()), rel=1e-3)
     assert torch.allclose(m.weights.sort().values, W.sort().values, atol=.03)

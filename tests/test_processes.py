@@ -19,6 +19,12 @@ from pokegan.train import Callback
 SMALL = dict(size=32, ngf=8, ndf=8, batch=8, amp=False)
 
 
+def read_json(path): return json.loads(path.read_text(encoding='utf-8'))
+
+
+def write_json(path, what): path.write_text(json.dumps(what), encoding='utf-8')
+
+
 def noise(n=70):
     return Images(torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)), source='noise')
 
@@ -102,8 +108,8 @@ def job_encoder(folder, die):
     else:
         kill = Once(3, 1, lambda t: os.kill(os.getpid(), signal.SIGKILL))
         train_encoder(recipe('encoder-rotnet', size=32, batch=8, amp=False), noise(), folder, 4, device=join('cpu'), save_every=2, callbacks=(kill,)*die, together=together)
-        done = json.loads((Path(folder)/'run.json').read_text())
-    Path(folder, f'{rank()}.json').write_text(json.dumps(done['test']))
+        done = read_json(Path(folder)/'run.json')
+    write_json(Path(folder, f'{rank()}.json'), done['test'])
 
 
 def job_three_steps(folder, stop):
@@ -116,7 +122,7 @@ def job_three_steps(folder, stop):
     encoder.LoadCB = recipes.LoadCB = StopCB  # in place of a callback that does not matter here
     if (Path(folder)/'run.json').exists(): done = recipes.resume(folder, data=noise(), device='cpu', progress=False)
     else: done = recipes.train('pokegan2-msg', noise(), folder, steps=2, device='cpu', progress=False, **SMALL, components=5)
-    Path(folder, f'{rank()}.json').write_text(json.dumps([done.info['step'], done.sample(2).abs().sum().item()]))
+    write_json(Path(folder, f'{rank()}.json'), [done.info['step'], done.sample(2).abs().sum().item()])
 
 
 def job_stops(folder, how):
@@ -130,7 +136,7 @@ def job_stops(folder, how):
     t.callbacks = [DistributedCB([*t.callbacks, Once(7, 1, what), health, CheckpointCB(Path(folder)/'run', dict(recipe={}), every=2)], every=4)]
     try: t.fit(**(dict(minutes=.03) if how == 'slow' else dict(steps=20)))
     except ValueError as e: t.stop = str(e)
-    Path(folder, f'{rank()}.json').write_text(json.dumps([t.step, t.stop, t.seconds]))
+    write_json(Path(folder, f'{rank()}.json'), [t.step, t.stop, t.seconds])
 
 
 def job_data(folder, source):
@@ -142,7 +148,7 @@ def job_data(folder, source):
     try: im = load_once(source, 32)
     except ValueError as e: out = [len(calls), str(e)]
     else: out = [len(calls), im.fingerprint, im.source, len(im.labels), im.labels['species'][:9], str(im.report).count('\n'), im.x.float().mean().item()]
-    Path(folder, f'{rank()}.json').write_text(json.dumps(out))
+    write_json(Path(folder, f'{rank()}.json'), out)
 
 
 def job_small_steps(folder):
@@ -155,7 +161,7 @@ def job_small_steps(folder):
     p.grad = (torch.arange(96.).view(2, 3, 4, 4)*(r+1)).to(memory_format=torch.channels_last)
     average_gradients(torch.optim.SGD([p, torch.nn.Parameter(torch.zeros(1))], lr=1.))
     right = torch.equal(p.grad, torch.arange(96.).view(2, 3, 4, 4)*1.5)
-    Path(folder, f'{r}.json').write_text(json.dumps([a.tolist(), b.tolist(), told, agree(''), agree('me'*r), agree(str(r)), right]))
+    write_json(Path(folder, f'{r}.json'), [a.tolist(), b.tolist(), told, agree(''), agree('me'*r), agree(str(r)), right])
 
 
 def job_ddp(folder):
@@ -178,7 +184,7 @@ def job_ddp(folder):
     far = lambda a: max(((u-v).norm()/v.norm()).item() for u, v in zip(a, whole))
     ddp = torch.nn.parallel.DistributedDataParallel(D)
     out = {f'{n} ddp': far(gradients(D, mine, ddp, n)) for n in (1, 2)} | {f'{n} ours': far(means(gradients(D, mine, D, n))) for n in (1, 2)}
-    Path(folder, f'{rank()}.json').write_text(json.dumps(out))
+    write_json(Path(folder, f'{rank()}.json'), out)
 
 
 def job_scale(folder, n):
@@ -188,7 +194,7 @@ def job_scale(folder, n):
     from pokegan.recipes import make_trainer, recipe
     def draw(n, size, seed, start): return creatures.Creatures(np.random.default_rng(start).integers(0, 256, (n, size, size, 4), np.uint8), dict(species=list(range(start, start+n))))
     creatures.draw, out = draw, {}
-    def note(stage): out[stage] = int(Path('/proc/self/status').read_text().split('RssAnon:')[1].split()[0])/1024
+    def note(stage): out[stage] = int(Path('/proc/self/status').read_text(encoding='utf-8').split('RssAnon:')[1].split()[0])/1024
     load_images('creatures:64', 64, progress=False)
     note('before')
     im = load_images(f'creatures:{n}', 64, memory=0, progress=False)
@@ -209,7 +215,7 @@ def job_scale(folder, n):
         t.step += 1
         t.reals(t.indices(0))
         times.append(time.process_time() - t0)
-    Path(folder, '0.json').write_text(json.dumps([out, min(times)]))
+    write_json(Path(folder, '0.json'), [out, min(times)])
 
 
 def serve():
@@ -239,7 +245,7 @@ if __name__ == '__main__': serve()
 class Zygote:
     def __init__(self, log):
         self.log = log
-        self.p = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=open(log, 'w'), text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+        self.p = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=open(log, 'w', encoding='utf-8'), text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
 
     def start(self, job, world=2, /, **words) -> list:
         self.p.stdin.write(json.dumps([job, world, {k: str(v) if isinstance(v, Path) else v for k, v in words.items()}]) + '\n')
@@ -250,8 +256,8 @@ class Zygote:
 
     def run(self, job, world=2, /, folder=None, **words):
         self.start(job, world, folder=folder, **words)
-        assert self.codes() == [0]*world, self.log.read_text()
-        return [json.loads((folder/f'{r}.json').read_text()) for r in range(world) if (folder/f'{r}.json').exists()]
+        assert self.codes() == [0]*world, self.log.read_text(encoding='utf-8')
+        return [read_json(folder/f'{r}.json') for r in range(world) if (folder/f'{r}.json').exists()]
 
 
 @pytest.fixture(scope='module')
@@ -319,7 +325,7 @@ def test_one_clock_one_stop(zygote, tmp_path, how):
     assert re.search(dict(wish='^enough$', term='^interrupted$', nan='NaN|different weights', drift='different weights', slow='^$')[how], stop), a
     if how == 'slow': assert seconds > 1.8 and step > 7
     else: assert step == 7 if how in ('wish', 'term') else step <= 20
-    if how in ('wish', 'term', 'slow'): assert json.loads((tmp_path/'run/run.json').read_text())['step'] == step
+    if how in ('wish', 'term', 'slow'): assert read_json(tmp_path/'run/run.json')['step'] == step
 
 
 def same(whole, killed, steps):
@@ -360,16 +366,16 @@ def test_killed_and_resumed_is_the_same_run(zygote, tmp_path):
         assert all(codes[r] == -signal.SIGKILL for r in who) and time.perf_counter() - t0 < 20
         assert all(c == 1 for r, c in enumerate(codes) if r not in who), codes
         kills.append(step_of(folder))
-    lines = [line for line in zygote.log.read_text().splitlines() if 'ConnectionError' in line]
+    lines = [line for line in zygote.log.read_text(encoding='utf-8').splitlines() if 'ConnectionError' in line]
     assert len(lines) >= 3 and all('go on from the last checkpoint with --resume' in line for line in lines), lines
     print(f'steps of the last checkpoint after each kill: {kills}')
 
 
 def test_a_run_keeps_its_number_of_processes(zygote, tmp_path):
     zygote.run('live', folder=tmp_path/'run', steps=4, name='dcgan-quick')
-    assert json.loads((tmp_path/'run/run.json').read_text())['processes'] == 2
+    assert read_json(tmp_path/'run/run.json')['processes'] == 2
     zygote.start('live', 1, folder=tmp_path/'run')
-    assert zygote.codes() == [1] and 'trained by 2 processes; resume it with as many' in zygote.log.read_text().splitlines()[-1]
+    assert zygote.codes() == [1] and 'trained by 2 processes; resume it with as many' in zygote.log.read_text(encoding='utf-8').splitlines()[-1]
 
 
 def tensors(folder) -> dict: return read_tensors(folder/'state.safetensors')[0]
@@ -381,21 +387,21 @@ def equal(a:dict, b:dict) -> bool: return a.keys() == b.keys() and all(torch.equ
 def test_an_encoder_is_killed_and_resumed(zygote, tmp_path):
     whole = zygote.run('encoder', folder=tmp_path/'whole', die=False)
     zygote.start('encoder', folder=tmp_path/'killed', die=True)
-    assert zygote.codes() == [1, -signal.SIGKILL] and json.loads((tmp_path/'killed/run.json').read_text())['step'] == 2
+    assert zygote.codes() == [1, -signal.SIGKILL] and read_json(tmp_path/'killed/run.json')['step'] == 2
     killed = zygote.run('encoder', folder=tmp_path/'killed', die=False)
     assert whole == killed and whole[0] == whole[1] and set(whole[0]) == {'top1', 'top5', 'loss'}, 'one exam, which both have read'
     assert equal(*map(tensors, (tmp_path/'whole', tmp_path/'killed')))
-    info, row = json.loads((tmp_path/'killed/run.json').read_text()), read_log(tmp_path/'killed/log.csv')[-1]
+    info, row = read_json(tmp_path/'killed/run.json'), read_log(tmp_path/'killed/log.csv')[-1]
     assert (info['processes'], info['step'], info['images'], info['stopped']) == (2, 4, 2*4*8, '') and {'lr', 'val/top1'} <= row.keys()
 
 
 def test_three_steps_stopped_in_each_and_resumed(zygote, tmp_path):
     "Terminated while the encoder learns, terminated while G paints, and at last left in peace: the same bits as a run that always was."
     whole, folder = zygote.run('three_steps', folder=tmp_path/'whole', stop='none'), tmp_path/'parts'
-    def at(): return {k: (i['step'], i['stopped'], i['processes']) for k in ('encoder', 'pretrain', '.') if 'processes' in (i := json.loads(p.read_text()) if (p := folder/k/'run.json').exists() else {})}
+    def at(): return {k: (i['step'], i['stopped'], i['processes']) for k in ('encoder', 'pretrain', '.') if 'processes' in (i := read_json(p) if (p := folder/k/'run.json').exists() else {})}
     for stop, want in dict(E=dict(encoder=(1, 'interrupted', 2)), G=dict(encoder=(2, '', 2), pretrain=(1, 'interrupted', 2))).items():
         zygote.start('three_steps', folder=folder, stop=stop.replace('G', ''))
-        assert zygote.codes() == [1, 1] and at() == want, zygote.log.read_text()
+        assert zygote.codes() == [1, 1] and at() == want, zygote.log.read_text(encoding='utf-8')
     assert zygote.run('three_steps', folder=folder, stop='none') == whole and whole[0] == whole[1]
     assert at() == {'encoder': (2, '', 2), 'pretrain': (2, '', 2), '.': (2, '', 2)}
     for k in ('encoder', 'pretrain', '.'): assert equal(tensors(tmp_path/'whole'/k), tensors(folder/k)), k
@@ -467,7 +473,7 @@ def test_torchrun_trains_one_run(tmp_path):
     out, err = p.communicate(timeout=120)
     assert p.returncode == 0, err
     assert out.count('step 6, 384 images') == 1 and [d.name for d in (tmp_path/'runs').iterdir()] == ['dcgan-quick-1']
-    info = json.loads((tmp_path/'runs/dcgan-quick-1/run.json').read_text())
+    info = read_json(tmp_path/'runs/dcgan-quick-1/run.json')
     assert info['processes'] == 2 and info['images'] == 2*6*32 and (tmp_path/'runs/dcgan-quick-1/progress.gif').exists()
 
 
@@ -477,8 +483,8 @@ def test_torchrun_trains_what_has_an_encoder(tmp_path):
         p = torchrun('train', '--device', 'cpu', *words, cwd=tmp_path)
         out, err = p.communicate(timeout=120)
         assert p.returncode == 0 and out.count(f', {n} images') == 1, err
-        assert json.loads((tmp_path/at/'run.json').read_text())['processes'] == 2 and not list(tmp_path.rglob('.*aside'))
-    assert 'test' in json.loads((tmp_path/'a/encoder/run.json').read_text()) and (tmp_path/'a/pretrain/last.safetensors').exists()
+        assert read_json(tmp_path/at/'run.json')['processes'] == 2 and not list(tmp_path.rglob('.*aside'))
+    assert 'test' in read_json(tmp_path/'a/encoder/run.json') and (tmp_path/'a/pretrain/last.safetensors').exists()
 
 
 def test_ctrl_c_saves_once_and_resume_goes_on(tmp_path):
@@ -487,7 +493,7 @@ def test_ctrl_c_saves_once_and_resume_goes_on(tmp_path):
     while not (tmp_path/'a/samples').exists() and time.perf_counter() - t0 < 100: time.sleep(.1)  # the first grid: it trains
     p.send_signal(signal.SIGINT)
     out, err = p.communicate(timeout=60)
-    step = json.loads((tmp_path/'a/run.json').read_text())['step']
+    step = read_json(tmp_path/'a/run.json')['step']
     assert p.returncode and out.count('stopped early: interrupted') == 1 and err.count('pokegan: interrupted') == 1 and step > 0, out + err
     q = torchrun('train', '--resume', '--run', 'a', '--steps', step+3, '--device', 'cpu', cwd=tmp_path)
     out, err = q.communicate(timeout=120)

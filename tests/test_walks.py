@@ -90,7 +90,8 @@ def test_mp4_without_a_codec_or_with_one_that_fails(film, tmp_path, monkeypatch)
     with pytest.raises(ImportError, match='pip install imageio-ffmpeg') as e: write_film(film, tmp_path/'a.mp4')
     assert '\n' not in str(e.value)
     broken = tmp_path/'ffmpeg'
-    broken.write_text(f'#!{sys.executable}\nimport sys; sys.stdin.buffer.read(); print("no such encoder", file=sys.stderr); sys.exit(1)\n')
+    broken.write_text(f'#!{sys.executable}\nimport sys; sys.stdin.buffer.read(); '
+                      'print("no such encoder", file=sys.stderr); sys.exit(1)\n', encoding='utf-8')
     broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
     assert walks.ffmpeg('a.mp4') == str(broken) and walks.ffmpeg('a.GIF') is None
     with pytest.raises(OSError, match='a.mp4 was not written: no such encoder'): write_film(film, tmp_path/'a.mp4')
