@@ -22,7 +22,8 @@ def diversity(x:Tensor,   # (n,3,h,w) in [-1,1]
               size:int=8, # pictures are compared at size x size px
 ) -> float: # root mean square difference of a pair, in units of [-1,1]
     "How far apart pictures are on average: the mean distance over all pairs, per value."
-    v = F.adaptive_avg_pool2d(x.float(), size).flatten(1)
+    x = x.float().cpu()  # Apple's GPUs have no pdist
+    v = F.adaptive_avg_pool2d(x, size).flatten(1)
     return float(torch.pdist(v).mean()/v.shape[1]**.5)
 
 # %% ../nbs/06c_health.ipynb #c010
@@ -35,28 +36,48 @@ def diagnose(
 ) -> dict: # name of the trouble -> one line that says what it is and which lesson treats it
     "What is wrong, if anything."
     found = {}
-    if not finite: found['NaN'] = 'a loss is not a number any more: lower the learning rate, or train with bf16=False; see lesson 05_training'
+    if not finite:
+        found['NaN'] = ('a loss is not a number any more: lower the learning rate, or train with '
+                        'bf16=False; see lesson 05_training')
     if lo < -1.01 or hi > 1.01 or lo > -.5:
-        found['range mismatch'] = f'reals lie in [{lo:.2f}, {hi:.2f}] but G paints in [-1, 1], so D needs no more than brightness; see lesson 02e_data'
+        found['range mismatch'] = (f'reals lie in [{lo:.2f}, {hi:.2f}] but G paints in [-1, 1], so D '
+                                   'needs no more than brightness; see lesson 02e_data')
     if finite and share < .35:
-        found['collapse'] = f'pictures from different latents differ by {share:.0%} of what real ones do; see lesson 04_losses'
+        found['collapse'] = (f'pictures from different latents differ by {share:.0%} of what real ones '
+                             'do; see lesson 04_losses')
     if finite and acc > .995:
-        found['D has won'] = f'D is right about {acc:.1%} of all images and G has little left to follow; see lesson 04_losses'
+        found['D has won'] = (f'D is right about {acc:.1%} of all images and G has little left to '
+                              'follow; see lesson 04_losses')
     return found
+
+# %% ../nbs/06c_health.ipynb #lasting
+class _Lasting:
+    "Which troubles have lasted for `patience` looks, or cannot wait."
+    def __init__(self, patience:int):
+        self.patience, self.count = patience, {}
+        self.named, self.now = set(), set()
+
+    def lines(self, found:dict) -> list: # what there is to say after this look
+        self.count = {k: self.count.get(k, 0)+1 for k in found}
+        at_once = {'NaN', 'range mismatch'} & found.keys()
+        self.now = {k for k, c in self.count.items() if c >= self.patience} | at_once
+        begun, over = self.now - self.named, self.named - found.keys()
+        self.named = (self.named & found.keys()) | self.now
+        return [f'{k}: {found[k]}' for k in sorted(begun)] + [f'{k}: over' for k in sorted(over)]
 
 # %% ../nbs/06c_health.ipynb #c013
 class HealthCB(Callback):
     "Looks every `every` steps, says in one line what is wrong, and can stop the run."
-    def __init__(self, G:nn.Module, prior:Callable,
+    def __init__(self, G:nn.Module, prior:Callable, *,
                  every:int=250,    # steps between looks
                  n:int=64,         # pictures compared
                  patience:int=2,   # looks in a row before a trouble is named
                  warmup:int=1000,  # steps that G gets to become varied at all
                  stop:bool=False,  # end the run when a trouble is named (NaN always ends it)
                  seed:int=0, say:Callable=tqdm.write):
-        self.G, self.every, self.patience, self.stop, self.say = G, every, patience, stop, say
-        self.warmup, self.varied = warmup, False
-        self.z, self.count, self.named = prior(n, torch.Generator().manual_seed(mix_seed(seed, 3))), {}, set()
+        self.G, self.z = G, prior(n, torch.Generator().manual_seed(mix_seed(seed, 3)))
+        self.every, self.warmup, self.varied = every, warmup, False
+        self.troubles, self.stop, self.say = _Lasting(patience), stop, say
 
     def before_fit(self, t):
         take = torch.linspace(0, len(t.images)-1, min(len(t.images), 256)).long()
@@ -67,30 +88,24 @@ class HealthCB(Callback):
 
     def after_step(self, t):
         if t.rank: return  # process 0 looks for all: t.logs are means over the processes
-        self.acc = self.acc + sum(v for k, v in t.logs.items() if k.endswith('acc'))
-        self.bad = self.bad + sum((~torch.isfinite(v)).float() for k, v in t.logs.items() if k.endswith('loss'))
+        accs, losses = ([v for k, v in t.logs.items() if k.endswith(end)] for end in ('acc', 'loss'))
+        self.acc = self.acc + sum(accs)
+        self.bad = self.bad + sum((~torch.isfinite(v)).float() for v in losses)
         self.steps += 1
         if t.step % self.every == 0: self.look(t)
 
     @torch.no_grad()
     def look(self, t):
-        "Measure, log, and report what has lasted for `patience` looks."
-        fake = draw_latents(self.G, self.z)
+        "Measure, log, and report what has lasted."
         n = max(1, sum(k.endswith('acc') for k in t.logs))
         acc, finite = float(self.acc)/n/self.steps, not float(self.bad)
-        t.metrics['diversity'] = round(diversity(fake)/self.real, 4)
-        found = diagnose(t.metrics['diversity'], acc, finite, float(t.batch.x.min()), float(t.batch.x.max()))
+        share = t.metrics['diversity'] = round(diversity(draw_latents(self.G, self.z))/self.real, 4)
+        found = diagnose(share, acc, finite, float(t.batch.x.min()), float(t.batch.x.max()))
         self.varied |= 'collapse' not in found
-        if not self.varied and t.step < self.warmup: found.pop('collapse', None)  # not varied yet is not collapsed
-        self.report(t, found)
-        self.clear()
-
-    def report(self, t, found:dict):
-        self.count = {k: self.count.get(k, 0)+1 for k in found}
-        now = {k for k, c in self.count.items() if c >= self.patience or k in ('NaN', 'range mismatch')}
-        lines = [f'{k}: {found[k]}' for k in sorted(now - self.named)] + [f'{k}: over' for k in sorted(self.named - set(found))]
-        for line in lines:
+        if not self.varied and t.step < self.warmup: found.pop('collapse', None)  # not yet varied
+        for line in self.troubles.lines(found):
             t.notes.append(f'step {t.step}: {line}')
             self.say(t.notes[-1])
-        self.named = (self.named & set(found)) | now
+        now = self.troubles.now
         if 'NaN' in now or (self.stop and now): t.stop = ', '.join(sorted(now))
+        self.clear()

@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['PAIRS', 'PAIRED', 'PENALTIES', 'full', 'bce', 'd_bce', 'g_bce', 'd_hinge', 'g_hinge', 'd_wgan', 'g_wgan',
-           'clip_weights', 'd_relativistic', 'g_relativistic', 'grad_sq', 'r1', 'r2', 'gp']
+           'clip_weights', 'd_relativistic', 'g_relativistic', 'r1', 'r2', 'gp']
 
 # %% ../nbs/04_losses.ipynb #c012
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 
-def full(x:Tensor)->Tensor: # half precision becomes float32; all else stays what it is
+def full(x:Tensor) -> Tensor: # half precision becomes float32; all else stays what it is
     "The precision in which losses are computed, whatever D ran in."
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 def bce(
     l:Tensor, # (b,) logits, larger is more real
     t:float|Tensor, # targets: one number, or (b,)
-)->Tensor: # scalar: mean over the batch
+) -> Tensor: # scalar: mean over the batch
     "Binary cross-entropy of logits against targets: mean of softplus(l) - t l."
     l = full(l)
     return (F.softplus(l) - t*l).mean()
@@ -29,13 +29,13 @@ def d_bce(
     fake:Tensor, # (b,) logits D(G(z))
     real_target:float|Tensor=1., # what D should say of reals: one number, or (b,)
     fake_target:float|Tensor=0., # what D should say of fakes: one number, or (b,)
-)->Tensor: # scalar
+) -> Tensor: # scalar
     "Cross-entropy of both halves, summed (Goodfellow 2014, equation 1; sign flipped, we minimise)."
     return bce(real, real_target) + bce(fake, fake_target)
 
 def g_bce(
     fake:Tensor, # (b,) logits D(G(z))
-)->Tensor: # scalar
+) -> Tensor: # scalar
     "The non-saturating loss: fakes against the target 1 (Goodfellow 2014, section 3)."
     return bce(fake, 1.)
 
@@ -43,13 +43,13 @@ def g_bce(
 def d_hinge(
     real:Tensor, # (b,) logits D(x)
     fake:Tensor, # (b,) logits D(G(z))
-)->Tensor: # scalar, 0 or more
+) -> Tensor: # scalar, 0 or more
     "Zero once reals are above 1 and fakes below -1 (Lim and Ye 2017)."
     return F.relu(1 - full(real)).mean() + F.relu(1 + full(fake)).mean()
 
 def g_hinge(
     fake:Tensor, # (b,) logits D(G(z))
-)->Tensor: # scalar
+) -> Tensor: # scalar
     "Raise the fakes' logits (Lim and Ye 2017)."
     return -full(fake).mean()
 
@@ -57,13 +57,13 @@ def g_hinge(
 def d_wgan(
     real:Tensor, # (b,) scores D(x)
     fake:Tensor, # (b,) scores D(G(z))
-)->Tensor: # scalar: minus the estimated distance, if D is 1-Lipschitz
+) -> Tensor: # scalar: minus the estimated distance, if D is 1-Lipschitz
     "Reals up, fakes down (Arjovsky 2017, equation 2; sign flipped, we minimise)."
     return full(fake).mean() - full(real).mean()
 
 def g_wgan(
     fake:Tensor, # (b,) scores D(G(z))
-)->Tensor: # scalar
+) -> Tensor: # scalar
     "Raise the fakes' scores (Arjovsky 2017, algorithm 1)."
     return -full(fake).mean()
 
@@ -71,8 +71,8 @@ def g_wgan(
 def clip_weights(
     D:nn.Module, # changed in place
     c:float, # largest absolute value that stays; 0.01 in the paper
-)->None:
-    "Clamp every parameter of D to [-c, c] (Arjovsky 2017, algorithm 1); raises ValueError unless c is above 0."
+) -> None:
+    "Clamp every parameter of D to [-c, c] (Arjovsky 2017, algorithm 1). Raises ValueError unless c > 0."
     if not c > 0: raise ValueError(f"c is {c}; it must be above 0")
     for p in D.parameters(): p.clamp_(-c, c)
 
@@ -80,23 +80,23 @@ def clip_weights(
 def d_relativistic(
     real:Tensor, # (b,) logits D(x)
     fake:Tensor, # (b,) logits D(G(z)); number i is compared with real number i
-)->Tensor: # scalar
+) -> Tensor: # scalar
     "Each real above its fake (Jolicoeur-Martineau 2018, section 4.1, with the logistic loss)."
     return F.softplus(full(fake) - full(real)).mean()
 
 def g_relativistic(
     fake:Tensor, # (b,) logits D(G(z))
     real:Tensor, # (b,) logits D(x); number i is compared with fake number i
-)->Tensor: # scalar
+) -> Tensor: # scalar
     "Each fake above its real (Jolicoeur-Martineau 2018, section 4.1, with the logistic loss)."
     return F.softplus(full(real) - full(fake)).mean()
 
 # %% ../nbs/04_losses.ipynb #c038
-def grad_sq(
+def _grad_sq(
     D:nn.Module, # x -> (b,) logits
     x:Tensor, # (b,...) where the slope is measured
-)->Tensor: # (b,) squared length of the slope
-    "|dD/dx|^2 for each example, itself differentiable; D must treat the examples one by one (no batch norm)."
+) -> Tensor: # (b,) squared length of the slope
+    "|dD/dx|^2 of each example, itself differentiable; D must treat each by itself (no batch norm)."
     x = full(x).detach().requires_grad_(True)
     g, = torch.autograd.grad(D(x).sum(), x, create_graph=True)
     return full(g).flatten(1).square().sum(1)
@@ -106,9 +106,9 @@ def r1(
     x_real:Tensor, # (b,...)
     x_fake:Tensor|None=None, # not used
     generator:torch.Generator|None=None, # not used
-)->Tensor: # scalar; the caller multiplies by gamma
+) -> Tensor: # scalar; the caller multiplies by gamma
     "Half the mean squared slope at reals (Mescheder 2018, equation 9)."
-    return grad_sq(D, x_real).mean()/2
+    return _grad_sq(D, x_real).mean()/2
 
 # %% ../nbs/04_losses.ipynb #c039
 def r2(
@@ -116,22 +116,28 @@ def r2(
     x_real:Tensor|None, # not used
     x_fake:Tensor, # (b,...)
     generator:torch.Generator|None=None, # not used
-)->Tensor: # scalar; the caller multiplies by gamma
+) -> Tensor: # scalar; the caller multiplies by gamma
     "Half the mean squared slope at fakes (Mescheder 2018, equation 10)."
-    return grad_sq(D, x_fake).mean()/2
+    return _grad_sq(D, x_fake).mean()/2
 
 def gp(
     D:nn.Module, # x -> (b,) scores
     x_real:Tensor, # (b,...)
     x_fake:Tensor, # (b,...), paired with the reals in order
     generator:torch.Generator|None=None, # draws the points in between; on the device of x_real
-)->Tensor: # scalar; the caller multiplies by lambda, 10 in the paper
+) -> Tensor: # scalar; the caller multiplies by lambda, 10 in the paper
     "Squared difference of the slope from 1, between reals and fakes (Gulrajani 2017, equation 3)."
-    a = torch.rand(len(x_real), *[1]*(x_real.dim()-1), generator=generator, device=x_real.device)
+    ones = [1]*(x_real.dim()-1)
+    a = torch.rand(len(x_real), *ones, generator=generator, device=x_real.device)
     x_hat = x_real + a*(x_fake - x_real) # (b,...)
-    return ((grad_sq(D, x_hat) + 1e-12).sqrt() - 1).square().mean()
+    return ((_grad_sq(D, x_hat) + 1e-12).sqrt() - 1).square().mean()
 
 # %% ../nbs/04_losses.ipynb #c047
-PAIRS = dict(bce=(d_bce, g_bce), hinge=(d_hinge, g_hinge), wgan=(d_wgan, g_wgan), relativistic=(d_relativistic, g_relativistic))
+PAIRS = dict(
+    bce=(d_bce, g_bce),
+    hinge=(d_hinge, g_hinge),
+    wgan=(d_wgan, g_wgan),
+    relativistic=(d_relativistic, g_relativistic),
+)
 PAIRED = (g_relativistic,) # called as g(fake, real); the others as g(fake)
 PENALTIES = dict(r1=r1, r2=r2, gp=gp)
