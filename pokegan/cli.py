@@ -207,7 +207,7 @@ def evaluate_command(
     "Score a run's images against real ones, beside the floor and the ceiling of each metric."
     import json
     from pokegan.compare import evaluate
-    scores = evaluate(run, data, n, features, seed, 'best' if best else 'last')
+    scores = evaluate(run, data, n=n, features=features, seed=seed, which='best' if best else 'last')
     print(json.dumps(scores.to_dict(), indent=1) if as_json else scores)
 
 # %% ../nbs/17_cli.ipynb #c033
@@ -225,7 +225,8 @@ def compare_command(
 ):
     "Train recipes for the same time on the same data; one table, one figure. Stop it, and it goes on where it was."
     from pokegan.compare import compare
-    print(compare(recipes, data, size, minutes, seeds, out, n, features, device))
+    print(compare(recipes, data, size=size, minutes=minutes, seeds=seeds, out=out,
+                  n=n, features=features, device=device))
     print(f'{out/"table.md"}, {out/"table.csv"}, {out/"grids.png"}; the runs are in {out}')
 
 # %% ../nbs/17_cli.ipynb #pub2

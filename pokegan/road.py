@@ -22,19 +22,25 @@ from .train import Callback
 # %% ../nbs/10a_road.ipynb #c007
 def dense(
     *nfs:int, # values at each stage
-)->list: # of modules (b,nfs[0]) -> (b,nfs[-1])
+) -> list: # of modules (b,nfs[0]) -> (b,nfs[-1])
     "Linear, batch norm, LReLU 0.2 for each step."
-    return [m for a, b in zip(nfs, nfs[1:]) for m in (nn.Linear(a, b), nn.BatchNorm1d(b), nn.LeakyReLU(0.2, inplace=True))]
+    def step(a, b): return nn.Linear(a, b), nn.BatchNorm1d(b), nn.LeakyReLU(0.2, inplace=True)
+    return [m for a, b in zip(nfs, nfs[1:]) for m in step(a, b)]
 
 class ConvEncoder(nn.Module):
     "Images (b,3,size,size) to latents (b,nz); raises ValueError on images of another shape."
-    def __init__(self, blocks:list, nz:int, size:int): # modules run in order; values in a latent; side in px
+    def __init__(self,
+        blocks:list, # modules, run in order
+        nz:int, # values in a latent
+        size:int, # side of the images, px
+    ):
         super().__init__()
         self.blocks, self.nz, self.size = nn.Sequential(*blocks), nz, size
 
     def forward(self, x): # (b,3,size,size) -> (b,nz)
-        s = self.size
-        if x.shape[1:] != (3, s, s): raise ValueError(f'images have shape {tuple(x.shape)}; this encoder takes (b, 3, {s}, {s})')
+        s, shape = self.size, tuple(x.shape)
+        if shape[1:] != (3, s, s):
+            raise ValueError(f'images have shape {shape}; this encoder takes (b, 3, {s}, {s})')
         return self.blocks(x)
 
 # %% ../nbs/10a_road.ipynb #c009
@@ -42,37 +48,56 @@ def conv_encoder(
     size:int=64, # side of the images, px: 16, 32, 64, 128 or 256
     nz:int=16, # values in a latent
     nef:int=64, # channels of the first block; each later one has twice as many
-    whole:bool=False, # the last convolution reaches over its whole 8x8 map; False: one corner of it, as published
-)->ConvEncoder: # initialised by `init_dcgan`
+    whole:bool=False, # the last convolution sees all of its 8x8 map; False: a corner, as published
+) -> ConvEncoder: # initialised by `init_dcgan`
     "System 4's encoder: halvings down to 8x8, one convolution k4 s5 to 1x1, three linear layers."
     nfs = [nef*2**i for i in range(n_doublings(size))]
     n = nfs[-1]
-    last = nn.Conv2d(n//2, n, 4, 5, dilation=1 + whole, bias=False), nn.BatchNorm2d(n), nn.LeakyReLU(0.2, inplace=True), nn.Flatten()
-    blocks = [*(down(a, b) for a, b in zip([3, *nfs], nfs[:-1])), nn.Sequential(*last), *dense(n, n//2, n//4), nn.Linear(n//4, nz)]
+    last = nn.Sequential(
+        nn.Conv2d(n//2, n, 4, 5, dilation=1 + whole, bias=False),
+        nn.BatchNorm2d(n),
+        nn.LeakyReLU(0.2, inplace=True),
+        nn.Flatten())
+    halvings = [down(a, b) for a, b in zip([3, *nfs], nfs[:-1])]
+    blocks = [*halvings, last, *dense(n, n//2, n//4), nn.Linear(n//4, nz)]
     return init_dcgan(ConvEncoder(blocks, nz, size))
 
 # %% ../nbs/10a_road.ipynb #c018
 @torch.no_grad()
 def there_and_back(
-    G:nn.Module, E:nn.Module,
+    G:nn.Module, # latents (b,nz) to pictures
+    E:nn.Module, # pictures to latents
     x:Tensor, # (n,3,s,s) in [-1,1]
     batch:int=256, # pictures at a time
-)->tuple: # z_hat (n,nz) and x_tilde (n,3,s,s), on the CPU
+) -> tuple: # z_hat (n,nz) and x_tilde (n,3,s,s), on the CPU
     "Encode and decode, in eval mode; both networks are left in the mode they were in."
-    z = torch.cat([draw_latents(E, v).cpu() for v in x.split(batch)])
-    return z, torch.cat([draw_latents(G, v).cpu() for v in z.split(batch)])
+    def through(net, v): return torch.cat([draw_latents(net, c).cpu() for c in v.split(batch)])
+    z = through(E, x)
+    return z, through(G, z)
 
-def reconstruction_error(G:nn.Module, E:nn.Module, x:Tensor)->float: # x (n,3,s,s) in [-1,1]; 0 to 2
+def reconstruction_error(
+    G:nn.Module, # as in `there_and_back`
+    E:nn.Module, # likewise
+    x:Tensor, # (n,3,s,s) in [-1,1]
+) -> float: # 0 to 2
     "Mean absolute difference of x tilde and x, per value."
-    return (there_and_back(G, E, x)[1] - x.cpu()).abs().mean().item()
+    x_tilde = there_and_back(G, E, x)[1]
+    return (x_tilde - x.cpu()).abs().mean().item()
 
 # %% ../nbs/10a_road.ipynb #c024
-def interleaved(x:Tensor, x_tilde:Tensor, ncol:int=8)->Tensor: # both (n,3,h,w) -> (2n,3,h,w), in the order of a grid with ncol columns
+def interleaved(
+    x:Tensor, # (n,3,h,w)
+    x_tilde:Tensor, # (n,3,h,w)
+    ncol:int=8, # columns of the grid that will show them
+) -> Tensor: # (2n,3,h,w), in the order of that grid
     "Each row of x over its row of x tilde."
-    return torch.cat([v for pair in zip(x.split(ncol), x_tilde.split(ncol)) for v in pair])
+    pairs = zip(x.split(ncol), x_tilde.split(ncol))
+    return torch.cat([row for pair in pairs for row in pair])
 
+# %% ../nbs/10a_road.ipynb #c024a
 def road_figure(
-    G:nn.Module, E:nn.Module,
+    G:nn.Module, # as in `there_and_back`
+    E:nn.Module, # likewise
     x:Tensor, # (n,3,s,s) in [-1,1]
     z:Tensor, # (m,nz)
     title:str='', # above the figure
@@ -86,20 +111,32 @@ def road_figure(
     left.imshow(grid(interleaved(x, x_tilde)).permute(1, 2, 0).numpy(), interpolation='nearest')
     left.set_title('x over x̃', fontsize=9)
     left.axis('off')
-    right.scatter(z.flatten().numpy(), z_tilde.flatten().numpy(), s=1, alpha=.3)
+    values = torch.stack([z.flatten(), z_tilde.flatten()])
+    right.scatter(*values.numpy(), s=1, alpha=.3)
     right.plot([-3, 3], [-3, 3], c='k', lw=.5)
     right.set(xlabel='z', ylabel='z̃', xlim=(-3.5, 3.5), ylim=(-3.5, 3.5))
-    right.set_title(f'correlation {torch.corrcoef(torch.stack([z.flatten(), z_tilde.flatten()]))[0, 1]:.2f}', fontsize=9)
+    right.set_title(f'correlation {torch.corrcoef(values)[0, 1]:.2f}', fontsize=9)
     fig.suptitle(title, fontsize=10)
     return fig
 
 # %% ../nbs/10a_road.ipynb #c027
 class ReconstructionCB(GridCB):
-    "reconstructions/STEP.png: the same pictures and the same latents, there and back, as training goes on."
-    def __init__(self, folder:str|Path, G:nn.Module, E:nn.Module, images:Images, prior:Callable, n:int=24, seed:int=0, frames:int=24):
-        super().__init__(folder, G, prior, 256, seed, frames)
+    "reconstructions/STEP.png: the same pictures and latents, there and back, as training goes on."
+    def __init__(self,
+        folder:str|Path, # of the run
+        G:nn.Module, # as in `there_and_back`
+        E:nn.Module, # likewise
+        images:Images, # some of them are shown, evenly spread
+        prior:Callable, # (n, generator) -> z (n,nz)
+        *,
+        n:int=24, # pictures
+        seed:int=0, # of the latents
+        frames:int=24, # figures over the whole budget
+    ):
+        super().__init__(folder, G, prior, n=256, seed=seed, frames=frames)
         self.E, self.folder = E, Path(folder)/'reconstructions'
-        self.x = to_float(images.batch(torch.linspace(0, len(images)-1, min(n, len(images))).long()))
+        spread = torch.linspace(0, len(images)-1, min(n, len(images)))
+        self.x = to_float(images.batch(spread.long()))
 
     def save(self, t):
         self.drawn = int(t.progress()*self.frames)
@@ -110,24 +147,32 @@ class ReconstructionCB(GridCB):
 
 # %% ../nbs/10a_road.ipynb #c033
 def slerp(
-    a:Tensor, b:Tensor, # (nz,) or (k,nz), no latent of length 0
+    a:Tensor, # (nz,) or (k,nz), no latent of length 0
+    b:Tensor, # likewise
     t:Tensor, # (k,) shares of the way from a to b, 0 to 1
-)->Tensor: # (k,nz)
-    "Along the great circle, while the length changes evenly: no latent on the way is shorter than both ends (Shoemake 1985)."
-    t, (la, lb) = t[:, None], (v.norm(dim=-1, keepdim=True) for v in (a, b))
-    u, v = a/la, b/lb
-    angle = torch.arccos((u*v).sum(-1, keepdim=True).clamp(-1, 1)).clamp(1e-3, torch.pi - 1e-3)
-    return (torch.sin((1-t)*angle)*u + torch.sin(t*angle)*v)/torch.sin(angle)*((1-t)*la + t*lb)
+) -> Tensor: # (k,nz)
+    """Along the great circle, while the length changes evenly: no latent on the way is shorter
+    than both ends (Shoemake 1985)."""
+    la, lb = (v.norm(dim=-1, keepdim=True) for v in (a, b))
+    u, v, t = a/la, b/lb, t[:, None]
+    cosine = (u*v).sum(-1, keepdim=True).clamp(-1, 1)
+    angle = torch.arccos(cosine).clamp(1e-3, torch.pi - 1e-3)
+    direction = (torch.sin((1-t)*angle)*u + torch.sin(t*angle)*v)/torch.sin(angle)
+    return direction*((1-t)*la + t*lb)
 
 def walk_between(
-    E:nn.Module, G:nn.Module,
-    a:Tensor, b:Tensor, # (1,3,s,s) in [-1,1], both
+    E:nn.Module, # pictures to latents
+    G:nn.Module, # latents to pictures
+    a:Tensor, # (1,3,s,s) in [-1,1]
+    b:Tensor, # (1,3,s,s) in [-1,1]
     frames:int=60, # how many pictures, 2 or more
-)->Tensor: # (frames,3,s,s) in [-1,1], on the CPU
-    "Encode two pictures, go from one latent to the other, decode each step. Raises ValueError for fewer than 2 frames, or pictures of another size."
+) -> Tensor: # (frames,3,s,s) in [-1,1], on the CPU
+    """Encode two pictures, go from one latent to the other, decode each step.
+    Raises ValueError for fewer than 2 frames, or pictures of another size."""
     if frames < 2: raise ValueError(f'frames is {frames}; a walk from one picture to another has 2 or more')
     z = draw_latents(E, torch.cat([a, b])).cpu()
-    return draw_latents(G, slerp(*z, torch.linspace(0, 1, frames))).cpu()
+    path = slerp(*z, torch.linspace(0, 1, frames))
+    return draw_latents(G, path).cpu()
 
 # %% ../nbs/10a_road.ipynb #c038
 def read_picture(
@@ -135,33 +180,39 @@ def read_picture(
     size:int=64, # px a side of the result
     background:str|tuple='white', # laid under transparent parts
     data:bytes|None=None, # what is in it, where somebody has read it already
-)->Tensor: # (1,3,size,size) in [-1,1]
-    "One picture, cleaned as the training data are. Raises ValueError with the reason where it is none, OSError where it is not there."
-    try: c = clean(Path(path).read_bytes() if data is None else data, size, background)
-    except Skip as e: raise ValueError(f'{path} cannot be used: {e}; give a picture such as a PNG or JPEG') from None
-    return to_float(torch.from_numpy(c.pixels.copy()).permute(2, 0, 1)[None])
+) -> Tensor: # (1,3,size,size) in [-1,1]
+    """One picture, cleaned as the training data are.
+    Raises ValueError with the reason where it is none, OSError where it is not there."""
+    if data is None: data = Path(path).read_bytes()
+    try: pixels = clean(data, size, background).pixels
+    except Skip as e:
+        raise ValueError(f'{path} cannot be used: {e}; give a picture such as a PNG or JPEG') from None
+    return to_float(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
 
 # %% ../nbs/10a_road.ipynb #c041
 def moments(
     folder:str|Path, # a run folder with samples/*.png
-)->Path: # moments.png
-    "Four grids of the same latents, evenly spread over the run, as 2 x 2. Raises ValueError where there are fewer."
+) -> Path: # moments.png
+    """Four grids of the same latents, evenly spread over the run, as 2 x 2.
+    Raises ValueError where there are fewer."""
     from matplotlib.figure import Figure
     from PIL import Image
-    paths = sorted((Path(folder)/'samples').glob('*.png'))
-    if len(paths) < 4: raise ValueError(f'{folder} has {len(paths)} of samples/*.png; four moments need 4 or more')
+    out, paths = Path(folder)/'moments.png', sorted((Path(folder)/'samples').glob('*.png'))
+    if len(paths) < 4:
+        raise ValueError(f'{folder} has {len(paths)} of samples/*.png; four moments need 4 or more')
     fig = Figure(figsize=(8, 8.5), layout='constrained')
-    for ax, i in zip(fig.subplots(2, 2).flat, range(1, 5)):
-        p = paths[round(i*(len(paths)-1)/4)]
-        ax.imshow(Image.open(p), interpolation='nearest')
-        ax.set_title(f'step {int(p.stem)}')
+    for i, ax in enumerate(fig.subplots(2, 2).flat, 1):
+        path = paths[round(i*(len(paths)-1)/4)]
+        ax.imshow(Image.open(path), interpolation='nearest')
+        ax.set_title(f'step {int(path.stem)}')
         ax.axis('off')
-    with replacing(Path(folder)/'moments.png') as p: fig.savefig(p, format='png', dpi=140)
-    return Path(folder)/'moments.png'
+    with replacing(out) as p: fig.savefig(p, format='png', dpi=140)
+    return out
 
 class MomentsCB(Callback):
     "moments.png, when training ends."
     def __init__(self, folder:str|Path): self.folder = Path(folder)
 
     def after_fit(self, t):
-        if not t.rank and len(list((self.folder/'samples').glob('*.png'))) >= 4: moments(self.folder)
+        if t.rank: return
+        if len(list((self.folder/'samples').glob('*.png'))) >= 4: moments(self.folder)

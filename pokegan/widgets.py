@@ -27,17 +27,18 @@ from .sampling import sample
 @dataclass(frozen=True, repr=False)
 class State:
     "What the controls say, in plain values: written down, it repeats a picture."
-    seed:int = 0           # of the latent to start from
-    truncation:float = 4.  # bound on drawn values; at 4 practically nothing is cut off
-    kind:str = ''          # start from latent number `seed` of this kind instead
-    code:tuple = ()        # start from these nz values instead: the code of a picture
-    other:int = 1          # seed of a partner
-    mix:float = 0.         # 0: no partner, 1: the partner alone
-    steps:tuple = ()       # along each direction, in standard deviations
+    seed:int = 0 # of the latent to start from
+    truncation:float = 4. # bound on drawn values; at 4 practically nothing is cut off
+    kind:str = '' # start from latent number `seed` of this kind instead
+    code:tuple = () # start from these nz values instead: the code of a picture
+    other:int = 1 # seed of a partner
+    mix:float = 0. # 0: no partner, 1: the partner alone
+    steps:tuple = () # along each direction, in standard deviations
 
     def __repr__(self): # only what differs from an untouched panel
-        said = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
-        return f'State({", ".join(f"{k}={tuple(round(x, 3) for x in v) if isinstance(v, tuple) else v!r}" for k, v in said)})'
+        def short(v): return tuple(round(x, 3) for x in v) if isinstance(v, tuple) else v
+        said = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) != f.default}
+        return f"State({', '.join(f'{k}={short(v)!r}' for k, v in said.items())})"
 
 # %% ../nbs/16b_explore.ipynb #c010
 POOL = 1024 # latents that are searched for kinds
@@ -45,54 +46,66 @@ POOL = 1024 # latents that are searched for kinds
 class Explorer:
     "From a state to a latent to a picture. Knows nothing of widgets."
     def __init__(self,
-        run:Run,       # with a generator
-        k:int=6,       # directions
+        run:Run, # with a generator
+        k:int=6, # directions
         images:Images|None=None, # labelled pictures, to learn from them how kinds look
         label:str='type', # which label that is
-        n:int=4096     # latents for the directions
+        n:int=4096, # latents for the directions
     ):
         self.run, self.label, self.kinds = run, label, {}
         self.directions, self.share = principal_directions(run.G, self.draw(n), k)
         if images is not None: self.kinds = pick_kinds(sample(run.G, self.draw(POOL)), images, label)
 
-    def draw(self, n:int, seed:int=0, truncation:float=4.)->Tensor: # (n,nz)
+    def draw(self, n:int, seed:int=0, truncation:float=4.) -> Tensor: # (n,nz)
         return self.run.latents(n, seed, truncation)
 
-    def start(self, s:State)->Tensor: # (nz,)
+    def start(self, s:State) -> Tensor: # (nz,)
         if s.code: return torch.tensor(s.code)
         if not s.kind: return self.draw(1, s.seed, s.truncation)[0]
         one_of('kind', s.kind, tuple(self.kinds))
         mine = self.kinds[s.kind]
         return self.draw(POOL, 0, s.truncation)[mine[s.seed % len(mine)]]
 
-    def latent(self, s:State)->Tensor: # (nz,)
+    def latent(self, s:State) -> Tensor: # (nz,)
         z = self.start(s)
-        if s.mix: z = slerp(z, self.draw(1, s.other, s.truncation)[0], torch.tensor([s.mix]))[0]
+        if s.mix:
+            partner = self.draw(1, s.other, s.truncation)[0]
+            z = slerp(z, partner, torch.tensor([s.mix]))[0]
         for d, step in zip(self.directions, s.steps): z = z + step*d
         return z
 
-    def picture(self, s:State)->Tensor: return self.pictures([s])[0] # (3,h,w) in [-1,1]
-    def pictures(self, states:list)->Tensor: return sample(self.run.G, torch.stack([self.latent(s) for s in states])) # (n,3,h,w)
+    def pictures(self, states:list) -> Tensor: # (n,3,h,w) in [-1,1]
+        return sample(self.run.G, torch.stack([self.latent(s) for s in states]))
 
-    def encode(self, name:str, data:bytes)->tuple: # nz values
-        "The code of a picture file, to three decimals. Raises ValueError, one line, where the file is no picture or the run has no encoder."
-        if 'E' not in self.run.nets: raise ValueError(f'{self.run.recipe.name} has no encoder; explore creatures-aegan, or another run of an aegan recipe')
-        code = self.run.encode(read_picture(name, self.run.G.size, data=data))[0]
-        return tuple(round(v, 3) for v in code.tolist()) # so that a printed state is the whole state
+    def picture(self, s:State) -> Tensor: return self.pictures([s])[0] # (3,h,w)
+
+    def encode(self, name:str, data:bytes) -> tuple: # of a file; nz values
+        """The code of a picture file, to three decimals.
+        Raises ValueError, one line, where the file is no picture or the run has no encoder."""
+        if 'E' not in self.run.nets: raise ValueError(f'{self.run.recipe.name} has no encoder; '
+            'explore creatures-aegan, or another run of an aegan recipe')
+        x = read_picture(name, self.run.G.size, data=data)
+        code = self.run.encode(x)[0].tolist()
+        return tuple(round(v, 3) for v in code) # so that a printed state is the whole state
 
 # %% ../nbs/16b_explore.ipynb #c019
 def overview(
     e:Explorer,
-    s:State=State() # where the other controls rest
-)->dict: # title -> seven states
+    s:State=State(), # where the other controls rest
+) -> dict: # title -> seven states
     "All controls, each in seven positions."
-    rows = {'truncation 4, 2.5, 1.8, 1.3, 0.9, 0.6, 0.3': [replace(s, truncation=t) for t in (4., 2.5, 1.8, 1.3, .9, .6, .3)]}
-    for i in range(len(e.directions)):
-        rest = (*s.steps, *(0.,)*len(e.directions))
-        rows[f'direction {i+1}, -3 to 3'] = [replace(s, steps=rest[:i] + (v,) + rest[i+1:len(e.directions)]) for v in (-3., -2., -1., 0., 1., 2., 3.)]
+    rows, n = {}, len(e.directions)
+    bounds = 4., 2.5, 1.8, 1.3, .9, .6, .3
+    rows['truncation 4, 2.5, 1.8, 1.3, 0.9, 0.6, 0.3'] = [replace(s, truncation=t) for t in bounds]
+    rest = (*s.steps, *(0.,)*n)[:n]
+    for i in range(n):
+        moved = [(*rest[:i], float(v), *rest[i+1:]) for v in range(-3, 4)]
+        rows[f'direction {i+1}, -3 to 3'] = [replace(s, steps=steps) for steps in moved]
     rows[f'bred with seed {s.other}, 0 to 1'] = [replace(s, mix=i/6) for i in range(7)]
     names = list(e.kinds)
-    return rows | {', '.join(names[i:i+7]): [replace(s, kind=k, code=()) for k in names[i:i+7]] for i in range(0, len(names), 7)}
+    for seven in (names[i:i+7] for i in range(0, len(names), 7)):
+        rows[', '.join(seven)] = [replace(s, kind=k, code=()) for k in seven]
+    return rows
 
 def static_figure(e:Explorer, s:State=State()): # as in `overview`; a matplotlib figure
     "The panel on paper: a row of pictures for each control."
@@ -100,7 +113,8 @@ def static_figure(e:Explorer, s:State=State()): # as in `overview`; a matplotlib
     rows = overview(e, s)
     fig = Figure(figsize=(6, 1.06*len(rows) + .3), dpi=80, layout='constrained')
     for ax, (title, states) in zip(fig.subplots(len(rows), 1), rows.items()):
-        ax.imshow(grid(e.pictures(states), 7).permute(1, 2, 0).numpy(), interpolation='nearest')
+        row = grid(e.pictures(states), 7).permute(1, 2, 0)
+        ax.imshow(row.numpy(), interpolation='nearest')
         ax.set_title(title, fontsize=8, loc='left', pad=2)
         ax.axis('off')
     fig.suptitle(f'{e.run.folder.name}: {s}', fontsize=9)
@@ -108,10 +122,10 @@ def static_figure(e:Explorer, s:State=State()): # as in `overview`; a matplotlib
 
 # %% ../nbs/16b_explore.ipynb #c022
 def png(
-    x:Tensor,    # (3,h,w) in [-1,1]
+    x:Tensor, # (3,h,w) in [-1,1]
     side:int=256, # enlarged by a whole factor to about that, px
-    **text       # to be written into the file
-)->bytes:
+    **text # to be written into the file
+) -> bytes:
     "A picture as a PNG file, every pixel a square."
     from PIL.PngImagePlugin import PngInfo
     im, info = to_image(x), PngInfo()
@@ -120,52 +134,74 @@ def png(
     im.resize((im.width*times, im.height*times), 0).save(f := io.BytesIO(), 'PNG', pnginfo=info)
     return f.getvalue()
 
-def save_liked(e:Explorer, s:State, folder:str|Path='liked')->Path: # folder/0001.png, or the next number that is free
+def save_liked(e:Explorer, s:State, folder:str|Path='liked') -> Path: # 0001.png, or the next free
     "One picture at its own size; its text says which run and which state drew it."
     folder, i = Path(folder), 1
     folder.mkdir(parents=True, exist_ok=True)
     while (path := folder/f'{i:04}.png').exists(): i += 1
-    with replacing(path) as p: p.write_bytes(png(e.picture(s), 0, pokegan=f'{e.run.folder.name} {s}'))
+    said = f'{e.run.folder.name} {s}'
+    with replacing(path) as p: p.write_bytes(png(e.picture(s), 0, pokegan=said))
     return path
 
 # %% ../nbs/16b_explore.ipynb #c025
-def uploaded(value)->tuple|None: # of a FileUpload -> (name, bytes) of its last file; None where there is none
-    "Reads the value of ipywidgets 7, {name: {'content': bytes}}, and of 8, ({'name', 'content': memoryview},)."
+def uploaded(value) -> tuple|None: # (name, bytes) of the last file of a FileUpload, where there is one
+    """Reads the value of ipywidgets 7, {name: {'content': bytes}},
+    and of 8, ({'name', 'content': memoryview},)."""
     if not value: return None
-    if isinstance(value, dict): name, f = list(value.items())[-1]
-    else: name, f = value[-1]['name'], value[-1]
+    seven = isinstance(value, dict)
+    name, f = list(value.items())[-1] if seven else (value[-1]['name'], value[-1])
     return name, bytes(f['content'])
 
+def _controls(e:Explorer) -> tuple: # beginnings; more, both by name; a slider for each direction
+    import ipywidgets as w
+    def slider(name, value, lo, hi, step):
+        return w.FloatSlider(value=value, min=lo, max=hi, step=step, description=name)
+    def number(name, value):
+        return w.BoundedIntText(value=value, min=0, max=2**31-1, description=name)
+    start = dict(seed=number('seed', 0))
+    if e.kinds:
+        start['kind'] = w.Dropdown(options=[('any', ''), *zip(e.kinds, e.kinds)], description=e.label)
+    more = dict(
+        truncation=slider('truncation', 4., .2, 4., .1),
+        other=number('partner', 1),
+        mix=slider('mix', 0., 0., 1., .01))
+    steps = [slider(f'direction {i+1}', 0., -4., 4., .1) for i in range(len(e.directions))]
+    return start, more, steps
+
+# %% ../nbs/16b_explore.ipynb #c025a
 class Panel:
     "Controls -> `State` -> picture. `box` is what a notebook shows. Needs ipywidgets 7 or 8."
     def __init__(self, e:Explorer, folder:str|Path='liked'): # folder of pictures that are kept
         import ipywidgets as w
         self.e, self.folder, self.code = e, folder, ()
-        def slider(name, value, lo, hi, step): return w.FloatSlider(value=value, min=lo, max=hi, step=step, description=name)
-        def number(name, value): return w.BoundedIntText(value=value, min=0, max=2**31-1, description=name)
-        start = dict(seed=number('seed', 0)) | (dict(kind=w.Dropdown(options=[('any', ''), *zip(e.kinds, e.kinds)], description=e.label)) if e.kinds else {})
-        self.controls = start | dict(truncation=slider('truncation', 4., .2, 4., .1), other=number('partner', 1), mix=slider('mix', 0., 0., 1., .01))
-        self.steps = [slider(f'direction {i+1}', 0., -4., 4., .1) for i in range(len(e.directions))]
-        self.image, self.said = w.Image(format='png', width=256, height=256), w.HTML()
-        self.upload, self.keep = w.FileUpload(description='picture', multiple=False), w.Button(description='save PNG')
+        start, more, self.steps = _controls(e)
+        self.controls = start | more
+        everything = [*self.controls.values(), *self.steps]
         for c in start.values(): c.observe(self.forget, 'value')
-        for c in (*self.controls.values(), *self.steps): c.observe(self.show, 'value')
+        for c in everything: c.observe(self.show, 'value')
+        self.image, self.said = w.Image(format='png', width=256, height=256), w.HTML()
+        self.upload = w.FileUpload(description='picture', multiple=False)
         self.upload.observe(self.take, 'value')
+        self.keep = w.Button(description='save PNG')
         self.keep.on_click(self.save)
-        shown = w.VBox([self.image, w.HBox([*[self.upload]*('E' in e.run.nets), self.keep]), self.said], layout=w.Layout(width='310px'))
-        self.box = w.HBox([shown, w.VBox([*self.controls.values(), *self.steps])])
+        buttons = w.HBox([self.upload, self.keep] if 'E' in e.run.nets else [self.keep])
+        shown = w.VBox([self.image, buttons, self.said], layout=w.Layout(width='310px'))
+        self.box = w.HBox([shown, w.VBox(everything)])
         self.show()
 
     @property
-    def state(self)->State:
+    def state(self) -> State:
+        said = {k: c.value for k, c in self.controls.items()}
         steps = [c.value for c in self.steps]
         while steps and not steps[-1]: steps.pop() # untouched ones at the end need no mention
-        return State(**{k: c.value for k, c in self.controls.items()}, code=self.code, steps=tuple(steps))
+        return State(**said, code=self.code, steps=tuple(steps))
 
-    def say(self, text): self.said.value = f'<code style="white-space: pre-wrap">{html.escape(str(text))}</code>'
-    def forget(self, change): self.code = ()
-    def show(self, change=None): self.image.value = png(self.e.picture(self.state)); self.say(self.state)
-    def save(self, button): self.say(f'saved as {save_liked(self.e, self.state, self.folder)}')
+    def say(self, text):
+        self.said.value = f'<code style="white-space: pre-wrap">{html.escape(str(text))}</code>'
+
+    def show(self, change=None):
+        self.image.value = png(self.e.picture(self.state))
+        self.say(self.state)
 
     def take(self, change):
         if not (file := uploaded(change['new'])): return
@@ -173,21 +209,25 @@ class Panel:
         except ValueError as e: return self.say(e)
         self.show()
 
+    def forget(self, change): self.code = ()
+    def save(self, button): self.say(f'saved as {save_liked(self.e, self.state, self.folder)}')
+
 # %% ../nbs/16b_explore.ipynb #c027
-def no_widgets()->str: # why there can be no sliders here, or ''
+def no_widgets() -> str: # why there can be no sliders here, or ''
     "Sliders need ipywidgets, and a notebook that shows them."
     if not find_spec('ipywidgets'): return 'ipywidgets is missing: pip install "pokegan[explore]"'
     from IPython import get_ipython
     return '' if getattr(get_ipython(), 'kernel', None) else 'this is no notebook'
 
 def explore(
-    run:Run|Explorer|str|Path='creatures-projected', # a run, its folder, one of `pretrained()`, or an Explorer
+    run:Run|Explorer|str|Path='creatures-projected', # its folder, one of `pretrained()`, or opened
     images:Images|None=None, # labelled pictures; with these, kinds can be chosen
-    label:str='type',   # which label
-    folder:str|Path='liked' # for the pictures that you keep
+    label:str='type', # which label
+    folder:str|Path='liked', # for the pictures that you keep
 ): # in a notebook a panel of widgets, elsewhere a matplotlib figure
     "Sliders for a generator. Raises ValueError as `load_run` does."
-    e = run if isinstance(run, Explorer) else Explorer(run if isinstance(run, Run) else load_run(run), images=images, label=label)
+    if not isinstance(run, (Run, Explorer)): run = load_run(run)
+    e = run if isinstance(run, Explorer) else Explorer(run, images=images, label=label)
     if not (why := no_widgets()): return Panel(e, folder).box
     print(f'No sliders here, {why}. A row of pictures for each of them instead:')
     import matplotlib.pyplot # noqa: F401 (after this a notebook knows how to show a figure)
