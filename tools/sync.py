@@ -1,10 +1,11 @@
-"""What is written in one place and stands in many: owner, repository, version, and the table of the lessons.
+"""What is written in one place and stands in many: owner, version, set-up cells, the table of the lessons.
 
     python tools/sync.py            write
     python tools/sync.py --check    exit 1 and name files that are not in step, and links that lead nowhere
 
 Owner, repository and version go from settings.ini into the lessons' badges and set-up cells and both READMEs;
-the table in nbs/README.md comes from the lessons' titles, subtitles and `#| export` marks.
+the table in nbs/README.md comes from the lessons' titles, subtitles and `#| export` marks. The end of the
+set-up cells, which says what a lesson runs on, stands below.
 """
 import configparser, json, re, sys
 from pathlib import Path
@@ -15,6 +16,10 @@ PARTS = {'Start': '00', 'Workshop: pictures': '01 02', 'The game': '03 04 05', '
          'Using a generator': '14 16', 'Many games': '15 17'}
 COLAB = 'colab.research.google.com/github'
 MARKS = '<!-- lessons: written by tools/sync.py -->', '<!-- end of lessons -->'
+
+DEVICE = '''import torch
+print("device:", torch.cuda.get_device_name() if torch.cuda.is_available()
+      else f"CPU, {torch.get_num_threads()} threads")'''
 
 
 def settings() -> configparser.SectionProxy:
@@ -31,9 +36,20 @@ def in_step(text: str, s) -> str:
     return re.sub(rf'({re.escape(home)})@v[\d.]+\d', rf"\1@v{s['version']}", text)
 
 
-def number(lesson: Path) -> str:
+def lesson_in_step(text: str, s) -> str:
+    "The same for a lesson, whose set-up cell ends with DEVICE."
+    book = json.loads(in_step(text, s))
+    end = re.compile(r'import torch\n(gpu = .*\n)?print\("device:".*?\n? .*? threads"\)')
+    for c in book['cells']:
+        old = ''.join(c['source'])
+        new = end.sub(lambda _: DEVICE, old)
+        if new != old: c['source'] = new.splitlines(True)
+    return json.dumps(book, ensure_ascii=False, indent=1, sort_keys=True) + '\n'
+
+
+def number(lesson: Path|str) -> str:
     "'15a2' of 15a2_recipes.ipynb; lessons in order are lessons sorted by it."
-    return lesson.stem.split('_')[0]
+    return Path(lesson).name.split('_')[0]
 
 
 def lessons() -> list: return sorted((ROOT/'nbs').glob('[0-9]*.ipynb'), key=number)
@@ -113,8 +129,8 @@ def main():
     s, check, off = settings(), '--check' in sys.argv, []
     for f in [*lessons(), *pages()]:
         old = f.read_text(encoding='utf-8')
-        new = in_step(with_table(old, s) if MARKS[0] in old else old, s)
-        if f.suffix == '.ipynb': json.loads(new)
+        if f.suffix == '.ipynb': new = lesson_in_step(old, s)
+        else: new = in_step(with_table(old, s) if MARKS[0] in old else old, s)
         if new != old: off.append(str(f.relative_to(ROOT)))
         if new != old and not check: f.write_text(new, encoding='utf-8')
     dead = [d for f in [*lessons(), *pages()] for d in dead_links(f, s)]
