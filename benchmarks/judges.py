@@ -1,9 +1,12 @@
 """How do several judges see the same finished runs, and what does a bound on their latents change?
 
-    python benchmarks/judges.py compare/*-0 --data data/kaggle819-64 --features effnet-lite0 runs/encoder-species-1 [--truncation 1] [--n 1024] [--out judges]
+    python benchmarks/judges.py compare/*-0 --data data/kaggle819-64 \\
+        --features effnet-lite0 runs/encoder-species-1 [--truncation 1] [--n 1024] [--out judges]
 
-A judge is an extractor of lesson 08a, or the folder of a trained encoder. Each run is scored as `pokegan evaluate` does it, but nothing is stored in its folder. With --truncation every run is drawn a second time with that bound
-(lesson 14a). Rows go to OUT.csv as they are measured, and what is there already is not measured again; OUT.md is the table, floor and ceiling of each judge below.
+A judge is an extractor of lesson 08a, or the folder of a trained encoder. Each run is scored as `pokegan
+evaluate` does it, but nothing is stored in its folder. With --truncation every run is drawn a second time
+with that bound (lesson 14a). Rows go to OUT.csv as they are measured, and what is there already is not
+measured again; OUT.md is the table, floor and ceiling of each judge below.
 """
 import argparse
 from pathlib import Path
@@ -15,14 +18,16 @@ from pokegan.metrics import real_reference, score_images
 from pokegan.recipes import load_run
 from truncation import read, write
 
-KEYS, SCORES = ['run', 'step', 'data', 'judge', 'n', 'truncation'], ['kid', 'fid', 'precision', 'recall', 'memorised']
+KEYS = ['run', 'step', 'data', 'judge', 'n', 'truncation']
+SCORES = ['kid', 'fid', 'precision', 'recall', 'memorised']
 COLUMNS = [*KEYS, 'kid_se', *SCORES, *(f'{k}_{e}' for e in ('floor', 'ceiling') for k in SCORES)]
 
 
 def measure(run, bound: float|None, n: int, ref) -> dict:
     "One row: KID is times 1000, shares are from 0 to 1."
     s = score_images(to_uint8(run.sample(n, truncation=bound)), ref)
-    row = dict(kid_se=1000*s['kid'].se) | {k: s[k].value for k in SCORES} | {f'{k}_{e}': getattr(s[k], e) for e in ('floor', 'ceiling') for k in SCORES}
+    row = dict(kid_se=1000*s['kid'].se) | {k: s[k].value for k in SCORES}
+    row |= {f'{k}_{e}': getattr(s[k], e) for e in ('floor', 'ceiling') for k in SCORES}
     return row | {k: 1000*v for k, v in row.items() if k in ('kid', 'kid_floor', 'kid_ceiling')}
 
 
@@ -30,16 +35,21 @@ def line(cells: list, r: dict, end: str = '') -> str:
     "One line of the table; `end` chooses '', '_floor' or '_ceiling'."
     v = {k: float(r[k + end]) for k in SCORES}
     kid = f"{v['kid']:.1f}" + f" ± {float(r['kid_se']):.1f}"*(not end)
-    return '| ' + ' | '.join([*cells, kid, f"{v['fid']:.1f}", f"{v['precision']:.2f}", f"{v['recall']:.2f}", f"{v['memorised']:.1%}"]) + ' |'
+    shares = [f"{v['precision']:.2f}", f"{v['recall']:.2f}", f"{v['memorised']:.1%}"]
+    return '| ' + ' | '.join([*cells, kid, f"{v['fid']:.1f}", *shares]) + ' |'
 
 
 def table(rows: list) -> str:
     "Markdown: for each judge its runs, best KID first, then its floor and ceiling."
-    lines = ['| judge | run | bound | step | KID ×1000 | FID | precision | recall | memorised |', '|---'*9 + '|']
+    lines = ['| judge | run | bound | step | KID ×1000 | FID | precision | recall | memorised |',
+             '|---'*9 + '|']
+    ends = dict(floor='real against real', ceiling='noise')
     for judge in dict.fromkeys(r['judge'] for r in rows):
         own = sorted((r for r in rows if r['judge'] == judge), key=lambda r: float(r['kid']))
-        lines += [line([judge, r['run'], str(r['truncation']) or 'none', f"{int(r['step']):,}"], r) for r in own]
-        lines += [line([judge, f'{end}: {what}', '', ''], own[0], f'_{end}') for end, what in (('floor', 'real against real'), ('ceiling', 'noise'))]
+        for r in own:
+            lines.append(line([judge, r['run'], r['truncation'] or 'none', f"{int(r['step']):,}"], r))
+        for end, what in ends.items():
+            lines.append(line([judge, f'{end}: {what}', '', ''], own[0], f'_{end}'))
     return '\n'.join(lines)
 
 
@@ -53,19 +63,22 @@ def main():
     p.add_argument('--out', default='judges')
     a = p.parse_args()
     runs = [load_run(r) for r in a.runs]
-    if len(sizes := {r.recipe.size for r in runs}) > 1: p.error(f'the runs draw pictures of {sorted(sizes)} px; compare those of one size')
+    sizes = {r.recipe.size for r in runs}
+    if len(sizes) > 1: p.error(f'the runs draw pictures of {sorted(sizes)} px; compare those of one size')
     images, path = load_images(a.data, sizes.pop()), Path(f'{a.out}.csv')
     rows = read(path)
     for judge in a.features:
         ref = None
         for run in runs:
             for bound in (None, a.truncation) if a.truncation else (None,):
-                key = dict(zip(KEYS, (run.folder.name, str(run.info['step']), images.fingerprint, Path(judge).name, str(a.n), '' if bound is None else f'{bound:g}')))
+                key = dict(run=run.folder.name, step=str(run.info['step']), data=images.fingerprint)
+                key |= dict(judge=Path(judge).name, n=str(a.n))
+                key['truncation'] = '' if bound is None else f'{bound:g}'
                 if any(r.items() >= key.items() for r in rows): continue
                 ref = ref or real_reference(images, named_features(judge))
                 rows.append(key | {k: f'{v:.6g}' for k, v in measure(run, bound, a.n, ref).items()})
                 write(path, rows, COLUMNS)
-    with replacing(Path(f'{a.out}.md')) as t: t.write_text(table(rows) + '\n')
+    with replacing(Path(f'{a.out}.md')) as t: t.write_text(table(rows) + '\n', encoding='utf-8')
     print(table(rows))
 
 

@@ -1,4 +1,5 @@
-"""What only a GPU can show: every family trains there, no step waits for it, the same numbers as on the CPU, BatchNorm over two processes.
+"""What only a GPU can show: every family trains there, no step waits for it, numbers are those of the CPU,
+and BatchNorm over two processes is that of one.
 
 Without one all of this is skipped. Run as a script this file is one of the two processes that share a GPU."""
 import os, socket, subprocess, sys
@@ -16,7 +17,8 @@ from test_processes import SMALL, Recorder, Rows, far, noise
 from pokegan.processes import DistributedCB
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here')
-GAMES = 'dcgan-keras dcgan-uniform wgan-clip wgan-gp dcgan-fc-64 dcgan-819 dcgan-quick dcgan-small-data aegan aegan-quick projected projected-instance'.split()
+GAMES = ['dcgan-keras', 'dcgan-uniform', 'wgan-clip', 'wgan-gp', 'dcgan-fc-64', 'dcgan-819', 'dcgan-quick',
+         'dcgan-small-data', 'aegan', 'aegan-quick', 'projected', 'projected-instance']
 FINE = 'pokegan2-dcgan pokegan2-wgan pokegan2-wgangp pokegan2-msg'.split()
 
 
@@ -26,9 +28,10 @@ def images(): return load_images('creatures:256', 64)
 
 @pytest.mark.parametrize('name', GAMES + FINE)
 def test_trains_without_waiting(images, name):
-    "Three steps to warm up, then three in which PyTorch raises an error wherever the CPU would wait for the GPU."
+    "Three steps to warm up, then three in which PyTorch raises wherever the CPU would wait for the GPU."
     if name.startswith('projected'): pytest.importorskip('efficientnet_lite_pytorch')
-    t = make_trainer(recipe(name, **({} if name in FINE else dict(size=64))), images, device='cuda')
+    changes = {} if name in FINE else dict(size=64)
+    t = make_trainer(recipe(name, **changes), images, device='cuda')
     before = {k: v.clone() for k, v in t.nets['G'].state_dict().items()}
     for _ in range(3): t.one_step()
     torch.cuda.synchronize()
@@ -47,13 +50,17 @@ def test_same_pictures_as_on_the_cpu(name):
     G, z = nets['G'].eval(), latents(r, nets)(8, torch.Generator().manual_seed(0))
     was, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     try:
-        with torch.no_grad(): torch.testing.assert_close(G.cuda()(z.cuda()).cpu(), G.cpu()(z), atol=2e-5, rtol=0)
+        with torch.no_grad(): there, here = G.cuda()(z.cuda()).cpu(), G.cpu()(z)
     finally: torch.backends.cudnn.allow_tf32 = was
+    torch.testing.assert_close(there, here, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize('name', ['dcgan-quick', 'dcgan-small-data', 'aegan-quick', 'projected', 'projected-instance'])
+RESUMED = ['dcgan-quick', 'dcgan-small-data', 'aegan-quick', 'projected', 'projected-instance']
+
+
+@pytest.mark.parametrize('name', RESUMED)
 def test_run_folder_and_resume(images, tmp_path, name):
-    "A run that is trained, left, continued and opened, all callbacks at work; what it left is loaded on the CPU."
+    "A run that is trained, left, continued and opened, all callbacks at work; loaded on the CPU in the end."
     if name.startswith('projected'): pytest.importorskip('efficientnet_lite_pytorch')
     train(name, images, tmp_path/'run', steps=30, progress=False)
     run = resume(tmp_path/'run', steps=60, data=images, progress=False)
@@ -66,7 +73,8 @@ def test_encoder_and_the_three_steps(tmp_path):
     "PokeGAN-2.0 from nothing to pictures."
     herd_of = herd(640, list(range(0, 1000, 50)), size=64)
     run = train('pokegan2-msg', herd_of, tmp_path/'run', steps=20, progress=False, components=8)
-    assert {p.name for p in (tmp_path/'run').iterdir()} >= {'encoder', 'pretrain', 'last.safetensors', 'samples'}
+    there = {p.name for p in (tmp_path/'run').iterdir()}
+    assert there >= {'encoder', 'pretrain', 'last.safetensors', 'samples'}
     assert torch.isfinite(run.sample(4)).all()
 
 
@@ -78,11 +86,12 @@ def test_tracked(images, tmp_path):
 
 def test_command_line(tmp_path):
     from typer.testing import CliRunner
-    out = CliRunner().invoke(app, ['train', '--steps', '10', '--data', 'creatures:64', '--run', str(tmp_path/'run'), '--device', 'cuda'])
+    where = ['--run', str(tmp_path/'run'), '--device', 'cuda']
+    out = CliRunner().invoke(app, ['train', '--steps', '10', '--data', 'creatures:64', *where])
     assert out.exit_code == 0, out.output
 
 
-# ---- two processes on one GPU: gloo carries the tensors, because NCCL wants a GPU for each --------------------------------------------
+# ---- two processes on one GPU: gloo carries the tensors, because NCCL wants a GPU for each ----
 
 def job(folder, batch):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -99,13 +108,16 @@ def job(folder, batch):
 
 
 def test_batch_norm_over_two_processes(tmp_path):
-    "What differs on CPU cores (test_processes) is equal here: SyncBatchNorm takes its statistics over both halves."
+    "What differs on CPU cores (test_processes) is equal here: SyncBatchNorm sees both halves."
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = str(s.getsockname()[1])
     for world, batch in ((1, 16), (2, 8)):
-        env = os.environ | dict(WORLD_SIZE=str(world), LOCAL_WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
-        ps = [subprocess.Popen([sys.executable, __file__, str(tmp_path), str(batch)], env=env | dict(RANK=str(k)), stderr=subprocess.PIPE, text=True) for k in range(world)]
+        env = os.environ | dict(WORLD_SIZE=str(world), LOCAL_WORLD_SIZE='1', LOCAL_RANK='0')
+        env |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
+        command = [sys.executable, __file__, str(tmp_path), str(batch)]
+        ps = [subprocess.Popen(command, env=env | dict(RANK=str(k)), stderr=subprocess.PIPE, text=True)
+              for k in range(world)]
         errors = [p.communicate(timeout=180)[1] for p in ps]
         assert not any(p.returncode for p in ps), errors[0][-2000:]
     one, two = (load_file(tmp_path/f'{w}.safetensors') for w in ('1-0', '2-0'))
@@ -114,10 +126,16 @@ def test_batch_norm_over_two_processes(tmp_path):
 
 def test_nccl_alone(tmp_path):
     "One process, the real backend: an all-reduce and an object from process 0."
-    code = ("import torch, torch.distributed as dist\n"
-            "dist.init_process_group('cpu:gloo,cuda:nccl'); v = torch.ones(3, device='cuda'); dist.all_reduce(v)\n"
-            "box = ['a']; dist.broadcast_object_list(box, device=torch.device('cpu')); assert v.sum() == 3 and box == ['a']; dist.destroy_process_group()")
-    env = os.environ | dict(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1', MASTER_PORT='29713')
+    code = """if True:
+        import torch, torch.distributed as dist
+        dist.init_process_group('cpu:gloo,cuda:nccl')
+        v, box = torch.ones(3, device='cuda'), ['a']
+        dist.all_reduce(v)
+        dist.broadcast_object_list(box, device=torch.device('cpu'))
+        assert v.sum() == 3 and box == ['a']
+        dist.destroy_process_group()"""
+    env = os.environ | dict(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0')
+    env |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT='29713')
     subprocess.run([sys.executable, '-c', code], env=env, check=True, timeout=120)
 
 

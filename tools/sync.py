@@ -1,17 +1,30 @@
-"""Carry owner, repository and version from settings.ini into the lessons' badges and set-up cells and the README.
+"""What is written in one place and stands in many: owner, version, set-up cells, the table of the lessons.
 
     python tools/sync.py            write
-    python tools/sync.py --check    exit 1 and name the files that are not in step
+    python tools/sync.py --check    exit 1 and name files that are not in step, and links that lead nowhere
+
+Owner, repository and version go from settings.ini into the lessons' badges and set-up cells and both READMEs;
+the table in nbs/README.md comes from the lessons' titles, subtitles and `#| export` marks. The end of the
+set-up cells, which says what a lesson runs on, stands below.
 """
 import configparser, json, re, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PARTS = {'Start': '00', 'Workshop: pictures': '01 02', 'The game': '03 04 05', 'Running it': '06',
+         'Making it better': '07 08 09', 'Two-way roads': '10 11 12', 'Borrowed eyes': '13',
+         'Using a generator': '14 16', 'Many games': '15 17'}
+COLAB = 'colab.research.google.com/github'
+MARKS = '<!-- lessons: written by tools/sync.py -->', '<!-- end of lessons -->'
+
+DEVICE = '''import torch
+print("device:", torch.cuda.get_device_name() if torch.cuda.is_available()
+      else f"CPU, {torch.get_num_threads()} threads")'''
 
 
 def settings() -> configparser.SectionProxy:
     c = configparser.ConfigParser()
-    c.read(ROOT/'settings.ini')
+    c.read(ROOT/'settings.ini', encoding='utf-8')
     return c['DEFAULT']
 
 
@@ -19,24 +32,111 @@ def in_step(text: str, s) -> str:
     "The text with every mention of the repository and its tag as settings.ini has them."
     home = f"github.com/{s['user']}/{s['repo']}"
     text = re.sub(r'github\.com/[\w.-]+/pokegan\b', home, text)
-    text = re.sub(r'colab\.research\.google\.com/github/[\w.-]+/pokegan/blob/[\w.-]+', f"colab.research.google.com/github/{s['user']}/{s['repo']}/blob/{s['branch']}", text)
+    text = re.sub(rf'https://{re.escape(COLAB)}/[\w.-]+/pokegan/blob/[\w.-]+/', blob(s, COLAB), text)
     return re.sub(rf'({re.escape(home)})@v[\d.]+\d', rf"\1@v{s['version']}", text)
 
 
-def files() -> list:
-    return [*sorted((ROOT/'nbs').glob('[0-9]*.ipynb')), ROOT/'README.md']
+def lesson_in_step(text: str, s) -> str:
+    "The same for a lesson, whose set-up cell ends with DEVICE."
+    book = json.loads(in_step(text, s))
+    end = re.compile(r'import torch\n(gpu = .*\n)?print\("device:".*?\n? .*? threads"\)')
+    for c in book['cells']:
+        old = ''.join(c['source'])
+        new = end.sub(lambda _: DEVICE, old)
+        if new != old: c['source'] = new.splitlines(True)
+    return json.dumps(book, ensure_ascii=False, indent=1, sort_keys=True) + '\n'
+
+
+def number(lesson: Path|str) -> str:
+    "'15a2' of 15a2_recipes.ipynb; lessons in order are lessons sorted by it."
+    return Path(lesson).name.split('_')[0]
+
+
+def lessons() -> list: return sorted((ROOT/'nbs').glob('[0-9]*.ipynb'), key=number)
+
+
+def sources(lesson: Path, kind: str) -> list:
+    "The text of each cell of one kind."
+    cells = json.loads(lesson.read_text(encoding='utf-8'))['cells']
+    return [''.join(c['source']) for c in cells if c['cell_type'] == kind]
+
+
+def modules(lesson: Path) -> list:
+    "The modules that a lesson exports to, its own first: 'data.prepare', 'core'."
+    text = '\n'.join(sources(lesson, 'code'))
+    own = re.findall(r'^#\| *default_exp +([\w.]+)', text, re.M)
+    return list(dict.fromkeys(own + re.findall(r'^#\| *exporti? +([\w.]+)', text, re.M)))
+
+
+def blob(s, site: str = 'github.com') -> str:
+    "Where the files of the repository are seen."
+    return f"https://{site}/{s['user']}/{s['repo']}/blob/{s['branch']}/"
+
+
+def row(lesson: Path, s) -> str:
+    "A line of the table: number and badge, title, subtitle, modules."
+    title, subtitle = re.match(r'# (.+)\n\n> (.+)', sources(lesson, 'markdown')[0]).groups()
+    colab = 'https://colab.research.google.com/assets/colab-badge.svg'
+    badge = f'[![Open in Colab]({colab})]({blob(s, COLAB)}nbs/{lesson.name})'
+    names = ', '.join(f'`{m}`' for m in modules(lesson)) or '–'
+    return f'| [{number(lesson)}]({lesson.name}) {badge} | {title} | {subtitle} | {names} |'
+
+
+def table(s) -> str:
+    "All lessons, under the headings of their parts."
+    lines = []
+    for part, numbers in PARTS.items():
+        lines += [f'## {part}', '', '| lesson | | what happens | module |', '|---|---|---|---|']
+        lines += [row(l, s) for l in lessons() if number(l)[:2] in numbers.split()] + ['']
+    return '\n'.join(lines)
+
+
+def with_table(text: str, s) -> str:
+    "The text with what stands between the marks written anew."
+    before, rest = text.split(MARKS[0])
+    return f'{before}{MARKS[0]}\n\n{table(s)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}'
+
+
+def text_of(page: Path) -> str:
+    "A page's text, or the prose of a lesson."
+    if page.suffix == '.ipynb': return '\n\n'.join(sources(page, 'markdown'))
+    return page.read_text(encoding='utf-8')
+
+
+def dead_links(page: Path, s) -> list:
+    "Links that lead to no file of this repository, or to no heading of a page."
+    found = []
+    for link in re.findall(r'\]\(([^)\s]+)\)', text_of(page)):
+        path, _, heading = link.partition('#')
+        ours = next((b for b in (blob(s), blob(s, COLAB)) if path.startswith(b)), None)
+        if '://' in path and not ours: continue
+        to = ROOT/path[len(ours):] if ours else page.parent/path if path else page
+        missed = heading and to.suffix == '.md' and to.exists() and heading not in headings(to)
+        if missed or not to.exists(): found.append(f'{page.name}: {link}')
+    return found
+
+
+def headings(page: Path) -> list:
+    "The anchors that GitHub gives the headings of a page."
+    lines = re.findall(r'^#+ (.+)$', text_of(page), re.M)
+    return [re.sub(r'[^\w\- ]', '', l.lower()).replace(' ', '-') for l in lines]
+
+
+def pages() -> list: return [ROOT/'README.md', ROOT/'nbs/README.md', *sorted((ROOT/'docs').glob('*.md'))]
 
 
 def main():
-    s, off = settings(), []
-    for f in files():
-        old = f.read_text()
-        new = in_step(old, s)
-        if f.suffix == '.ipynb': json.loads(new)
-        if new != old: off.append(f.name)
-        if new != old and '--check' not in sys.argv: f.write_text(new)
-    if off: print(('not in step with settings.ini: ' if '--check' in sys.argv else 'brought into step: ') + ', '.join(off))
-    sys.exit(bool(off) and '--check' in sys.argv)
+    s, check, off = settings(), '--check' in sys.argv, []
+    for f in [*lessons(), *pages()]:
+        old = f.read_text(encoding='utf-8')
+        if f.suffix == '.ipynb': new = lesson_in_step(old, s)
+        else: new = in_step(with_table(old, s) if MARKS[0] in old else old, s)
+        if new != old: off.append(str(f.relative_to(ROOT)))
+        if new != old and not check: f.write_text(new, encoding='utf-8')
+    dead = [d for f in [*lessons(), *pages()] for d in dead_links(f, s)]
+    if off: print(('not in step: ' if check else 'brought into step: ') + ', '.join(off))
+    if dead: print('links that lead nowhere:', *dead, sep='\n  ')
+    sys.exit(check and bool(off or dead))
 
 
 if __name__ == '__main__': main()
