@@ -11,13 +11,13 @@ from dataclasses import replace
 
 import torch
 
-from pokegan.aegan import AEGAN_RECIPES
-from pokegan.callbacks import draw_latents
-from pokegan.coverage import coverage_rows, herd, train_classifier
-from pokegan.losses import d_bce, g_bce
-from pokegan.sampling import prior
-from pokegan.smoothing import noisy_targets
-from pokegan.train import Trainer, adam, gan_phases, pick_device
+from pokegan.core import pick_device, run_eval
+from pokegan.training.label_smoothing import noisy_targets
+from pokegan.training.losses import d_bce, g_bce
+from pokegan.training.trainer import adam, gan_phases, Trainer
+from pokegan.metrics.coverage import coverage_rows, labelled_creatures, train_classifier
+from pokegan.latents.priors import prior
+from pokegan.models.aegan import AEGAN_RECIPES
 
 AEGAN = AEGAN_RECIPES[0]
 LATENTS = prior(AEGAN.latent, AEGAN.nz)
@@ -28,14 +28,14 @@ def trainer(rival: str, seed: int, images, device) -> Trainer:
     "One rival, ready to fit; the DCGAN has G and Dx of the AEGAN, started alike."
     r = RIVALS[rival]
     nets = {k: m.to(device, memory_format=torch.channels_last) for k, m in r.networks(seed).items()}
-    if rival != 'dcgan': return Trainer(nets, r.phases(nets), images, LATENTS, r.batch, seed, device=device)
+    if rival != 'dcgan': return Trainer(nets, r.phases(nets), images, LATENTS, r.batch, seed=seed, device=device)
     G, D, kw = nets['G'], nets['Dx'], dict(betas=r.betas, weight_decay=r.weight_decay)
     opts = adam(G, lr=r.lr, **kw), adam(D, lr=r.lr_d, **kw)
     def d_loss(real, fake, generator):
         noisy = r.real_target, r.fake_target, r.target_noise, r.flip
         return d_bce(real, fake, *noisy_targets(len(real), *noisy, generator, real.device))/2
     game = gan_phases(G, D, *opts, d_loss, g_bce)
-    return Trainer(dict(G=G, D=D), game, images, LATENTS, r.batch, seed, device=device)
+    return Trainer(dict(G=G, D=D), game, images, LATENTS, r.batch, seed=seed, device=device)
 
 
 def told(found, other) -> str:
@@ -52,14 +52,14 @@ def main():
     p.add_argument('--seed', type=int)
     a = p.parse_args()
     device, few = pick_device(a.device), sorted(random.Random(0).sample(range(1000), 24))
-    images, others = herd(3840, few, size=64), herd(2000, few, size=64, seed=1)
-    judge = train_classifier(herd(2400, few, size=64), 'species', epochs=6)
+    images, others = labelled_creatures(3840, few, size=64), labelled_creatures(2000, few, size=64, seed=1)
+    judge = train_classifier(labelled_creatures(2400, few, size=64), 'species', epochs=6)
     z = LATENTS(1000, torch.Generator().manual_seed(99))
     for rival in [a.rival] if a.rival else RIVALS:
         shares = []
         for seed in range(a.seeds) if a.seed is None else [a.seed]:
             t = trainer(rival, seed, images, device).fit(minutes=a.minutes)
-            x = torch.cat([draw_latents(t.nets['G'], part).cpu() for part in z.split(250)])
+            x = torch.cat([run_eval(t.nets['G'], part).cpu() for part in z.split(250)])
             found, other = coverage_rows({rival: x}, others.x, judge)
             shares.append(found[rival].share)
             print(f'{rival:6} seed {seed}  {t.step:6,} steps  {told(found[rival], other)}', flush=True)

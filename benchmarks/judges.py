@@ -11,11 +11,11 @@ measured again; OUT.md is the table, floor and ceiling of each judge below.
 import argparse
 from pathlib import Path
 
-from pokegan.callbacks import replacing
+from pokegan.core import replacing
 from pokegan.data import load_images, to_uint8
-from pokegan.encoder import named_features
 from pokegan.metrics import real_reference, score_images
-from pokegan.recipes import load_run
+from pokegan.models.encoder import named_features
+from pokegan.runs import load_run
 from truncation import read, write
 
 KEYS = ['run', 'step', 'data', 'judge', 'n', 'truncation']

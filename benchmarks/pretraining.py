@@ -12,13 +12,15 @@ from pathlib import Path
 
 import torch
 
-from pokegan.callbacks import draw_latents, save_png
+from pokegan.core import pick_device, run_eval
 from pokegan.data import load_images
-from pokegan.distances import kid
-from pokegan.features import extractor, features
-from pokegan.multiscale import start_from
-from pokegan.recipes import make_trainer, read_info, recipe
-from pokegan.train import Callback, pick_device
+from pokegan.training.callbacks import save_png
+from pokegan.training.trainer import Callback
+from pokegan.metrics.distances import kid
+from pokegan.metrics.features import extractor, features
+from pokegan.models.pokegan2 import start_from
+from pokegan.models.recipe import make_trainer, read_info
+from pokegan.recipes import recipe
 
 RECIPES = ('pokegan2-dcgan', 'pokegan2-wgan', 'pokegan2-wgangp', 'pokegan2-msg')
 
@@ -37,7 +39,7 @@ class KIDAt(Callback):
 
     def look(self, t, seconds):
         t0 = time.perf_counter()
-        self.x = torch.cat([draw_latents(t.nets['G_ema'], z).cpu() for z in self.z.split(64)])
+        self.x = torch.cat([run_eval(t.nets['G_ema'], z).cpu() for z in self.z.split(64)])
         value, se = kid(features(self.extract, self.x), self.real)
         score = dict(kid=round(1000*value, 1), se=round(1000*se, 1))
         self.rows.append(dict(seconds=round(seconds, 1), step=t.step) | score)

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pokegan.core import has_bf16
 from pokegan.creatures import draw
 from pokegan.data import Images, load_images, to_float
-from pokegan.dcgan import GANRecipe
-from pokegan.recipes import make_trainer, recipe
-from pokegan.train import has_bf16
+from pokegan.models.dcgan import GANRecipe
+from pokegan.models.recipe import make_trainer
+from pokegan.recipes import recipe
 
 ROUNDS = 5
 

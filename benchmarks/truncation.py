@@ -15,14 +15,13 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from pokegan.callbacks import replacing
+from pokegan.core import replacing
 from pokegan.data import load_images
-from pokegan.features import extractor
 from pokegan.metrics import real_reference, score_images
-from pokegan.recipes import load_run
-from pokegan.road import slerp
-from pokegan.sampling import sample
-from pokegan.walks import lerp
+from pokegan.metrics.features import extractor
+from pokegan.latents.priors import sample
+from pokegan.latents.walks import lerp, slerp
+from pokegan.runs import load_run
 
 BOUNDS = (2., 1.5, 1., .5)
 KEYS = ['run', 'step', 'data', 'features', 'n', 'seed', 'knob', 'value']

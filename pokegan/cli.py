@@ -40,7 +40,7 @@ def data_command(
     out: Annotated[Optional[Path], Opt(help='folder to write; default data/NAME-SIZE')] = None,
 ):
     "Prepare images once and report what was done to them."
-    from pokegan.data import load_images
+    from pokegan.data.images import load_images
     images = load_images(source, size, background, fit=fit, near=near)
     out = out or prepared_name(source, size)
     images.save(out)
@@ -53,7 +53,7 @@ def data_command(
 def recipes_command(name: Annotated[Optional[str], Arg(help='show this one whole')] = None):
     "List the recipes, or show one whole, with the parameters of its networks."
     from dataclasses import asdict
-    from pokegan.recipes import RECIPES, parameter_counts, recipe
+    from pokegan.recipes import parameter_counts, recipe, RECIPES
     if not name:
         width = 2 + max(map(len, RECIPES))
         for r in RECIPES.values(): print(f'{r.name:{width}}{r.source}')
@@ -147,8 +147,8 @@ def sample_command(
     each: Annotated[Optional[Path], Opt(help='also write every image into this folder')] = None,
 ):
     "New images from a trained run."
-    from pokegan.callbacks import save_png
-    from pokegan.data import grid, to_uint8
+    from pokegan.data.images import grid, to_uint8
+    from pokegan.training.callbacks import save_png
     from pokegan.runs import load_run
     if n < 1: raise ValueError(f'n is {n}; ask for at least 1 image')
     x = to_uint8(load_run(run).sample(n, seed, truncation, psi))
@@ -175,9 +175,9 @@ def walk_command(
     out: Annotated[Path, Opt(help='the film: a .gif, or an .mp4 where ffmpeg is')] = Path('walk.gif'),
 ):
     "A film of what lies between latents, or between two pictures."
+    from pokegan.latents.priors import sample
+    from pokegan.latents.walks import ffmpeg, path, write_film
     from pokegan.runs import load_run
-    from pokegan.sampling import sample
-    from pokegan.walks import ffmpeg, path, write_film
     ffmpeg(out)  # what cannot be written is not drawn
     r = load_run(run)
     if not between:
@@ -187,7 +187,7 @@ def walk_command(
                          'leave out --stops, --seed, --truncation and --psi')
     else:
         import torch
-        from pokegan.road import read_picture
+        from pokegan.models.autoencoder import read_picture
         ends = [read_picture(p, r.recipe.size, background) for p in between]
         z, way = r.encode(torch.cat(ends)), f'from {between[0]} to {between[1]}'
     write_film(sample(r.G, path(z, frames, loop)), out, loop=loop)

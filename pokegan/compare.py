@@ -10,12 +10,13 @@ import csv, json, statistics
 from dataclasses import fields, replace
 from pathlib import Path
 
-from .callbacks import replacing
-from .data import Images, grid, load_images, to_uint8
-from .encoder import named_features
-from .metrics import Reference, Scores, real_reference, score_images
-from .recipes import Run, load_run, recipe, resume, train
-from .train import check_budget, pick_device
+from .core import pick_device, replacing
+from .data.images import grid, Images, load_images, to_uint8
+from .training.trainer import check_budget
+from .metrics.scores import real_reference, Reference, score_images, Scores
+from .models.encoder import named_features
+from .recipes import recipe
+from .runs import load_run, resume, Run, train
 
 # %% ../nbs/15b_compare.ipynb #c007
 def _score_run(run:Run, ref:Reference, n:int=1024, seed:int=0, file:str='scores.json') -> Scores:

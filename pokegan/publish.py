@@ -12,11 +12,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .callbacks import replacing, save_png
-from .checkpoint import flatten, unflatten, write_tensors
-from .data import to_uint8
-from .metrics import Scores, score_table
-from .recipes import RECIPES, Run, from_plain, load_run, read_info
+from .core import replacing
+from .data.images import to_uint8
+from .training.callbacks import save_png
+from .training.checkpoint import flatten, unflatten, write_tensors
+from .metrics.scores import score_table, Scores
+from .models.recipe import from_plain, read_info
+from .recipes import RECIPES
+from .runs import load_run, Run
 
 # %% ../nbs/15c_publish.ipynb #c024
 def in_half(

@@ -8,13 +8,13 @@ __all__ = ['RECIPES', 'DEFAULT', 'recipe', 'parameter_counts', 'read_value', 'va
 # %% ../nbs/15a_recipes.ipynb #c003
 from dataclasses import fields, replace
 
-from .aegan import AEGAN_RECIPES
-from .dcgan import DCGAN_RECIPES
-from .encoder import ENCODER_RECIPES
-from .instances import INSTANCE_RECIPES
+from .models.aegan import AEGAN_RECIPES
+from .models.dcgan import DCGAN_RECIPES
+from .models.encoder import ENCODER_RECIPES
+from .models.instance import INSTANCE_RECIPES
+from .models.pokegan2 import POKEGAN2_RECIPES
+from .models.projected import PROJECTED_RECIPES
 from .models.recipe import Recipe
-from .multiscale import POKEGAN2_RECIPES
-from .projected import PROJECTED_RECIPES
 
 # %% ../nbs/15a_recipes.ipynb #c007
 _ALL = (*DCGAN_RECIPES, *AEGAN_RECIPES, *ENCODER_RECIPES, *POKEGAN2_RECIPES, *PROJECTED_RECIPES, *INSTANCE_RECIPES)

@@ -15,17 +15,18 @@ from pathlib import Path
 import psutil, torch
 from torch import Tensor, nn
 
-from .callbacks import draw_latents, read_log
-from .checkpoint import read_tensors, unflatten
-from .core import one_of
-from .data import Images
-from .encoder import named_features
-from . import processes, recipes
-from .models.recipe import Recipe, from_plain, make_trainer, read_info
-from .processes import broadcast_object, init_distributed, load_once, rank
+from .core import one_of, run_eval
+from .data.images import Images
+from .training import distributed as processes
+from .training.callbacks import read_log
+from .training.checkpoint import read_tensors, unflatten
+from .training.distributed import broadcast_object, init_distributed, load_once, rank
+from .training.trainer import check_budget
+from .latents.priors import prior, sample
+from .models.encoder import named_features
+from .models.recipe import from_plain, make_trainer, read_info, Recipe
 from .recipes import DEFAULT
-from .sampling import prior, sample
-from .train import check_budget
+from . import recipes
 
 # %% ../nbs/15a2_runs.ipynb #c023
 @dataclass
@@ -60,7 +61,7 @@ class Run:
 
     def encode(self, x:Tensor) -> Tensor: # (n,3,h,w) in [-1,1] to (n,nz)
         "Latents of pictures. Raises ValueError where the recipe has no encoder."
-        if 'E' in self.nets: return draw_latents(self.nets['E'], x).cpu()
+        if 'E' in self.nets: return run_eval(self.nets['E'], x).cpu()
         raise ValueError(f'{self.folder} has no encoder, so no picture has a latent; '
                          'train one that has: pokegan train --recipe aegan')
 

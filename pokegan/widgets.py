@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .callbacks import replacing
-from .data import Images, grid, to_image
-from .dcgan import one_of
-from .directions import pick_kinds, principal_directions
-from .recipes import Run, load_run
-from .road import read_picture, slerp
-from .sampling import sample
+from .core import one_of, replacing
+from .data.images import grid, Images, to_image
+from .latents.directions import pick_kinds, principal_directions
+from .latents.priors import sample
+from .latents.walks import slerp
+from .models.autoencoder import read_picture
+from .runs import load_run, Run
 
 # %% ../nbs/16b_explore.ipynb #c007
 @dataclass(frozen=True, repr=False)

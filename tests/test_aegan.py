@@ -6,15 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pokegan.aegan import AEGAN_RECIPES, AEGANRecipe, CurvesCB, CurvesPictureCB, RoundTrips, judge
-from pokegan.aegan import latent_discriminator, plot_curves
-from pokegan.callbacks import LogCB, read_log
-from pokegan.checkpoint import load_state, save_state
 from pokegan.data import load_images
-from pokegan.features import extractor
-from pokegan.health import HealthCB
-from pokegan.sampling import prior
-from pokegan.train import Batch, Trainer
+from pokegan.training.callbacks import LogCB, read_log
+from pokegan.training.checkpoint import load_state, save_state
+from pokegan.training.health import HealthCB
+from pokegan.training.trainer import Batch, Trainer
+from pokegan.metrics.features import extractor
+from pokegan.metrics.tracking import CurvesCB, CurvesPictureCB, plot_curves
+from pokegan.latents.priors import prior
+from pokegan.models.aegan import AEGAN_RECIPES, AEGANRecipe, judge, latent_discriminator, RoundTrips
 
 SMALL = AEGANRecipe('small', 'a test', size=16, nz=8, ngf=8, ndf=8, batch=8)
 
@@ -26,7 +26,7 @@ def images(): return load_images('creatures:64', 16, progress=False)
 def trainer(r, images, seed=0, callbacks=(), **kw):
     nets = r.networks(seed)
     draw = prior(r.latent, r.nz)
-    return Trainer(nets, r.phases(nets), images, draw, r.batch, seed, callbacks, device='cpu', **kw)
+    return Trainer(nets, r.phases(nets), images, draw, r.batch, seed=seed, callbacks=callbacks, device='cpu', **kw)
 
 
 def own_callbacks(t, folder, images): return SMALL.callbacks(t.nets | dict(prior=t.prior), folder, images)

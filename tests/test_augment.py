@@ -3,12 +3,15 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pokegan.augment import ADACB, AdaptiveAugment, HeldOutCB, POLICIES, Shift, brightness, contrast, cutout, diffaugment, saturation, translate
-from pokegan.checkpoint import load_state, save_state
+from pokegan.core import normal
 from pokegan.data import Images
-from pokegan.dcgan import GANRecipe, normal
-from pokegan.losses import d_bce, d_relativistic, d_wgan, g_bce, g_relativistic, g_wgan, gp
-from pokegan.train import Trainer, gan_phases, logit_stats
+from pokegan.training.augment import (
+    ADACB, AdaptiveAugment, brightness, contrast, cutout, diffaugment, HeldOutCB, POLICIES,
+    saturation, Shift, translate)
+from pokegan.training.checkpoint import load_state, save_state
+from pokegan.training.losses import d_bce, d_relativistic, d_wgan, g_bce, g_relativistic, g_wgan, gp
+from pokegan.training.trainer import gan_phases, logit_stats, Trainer
+from pokegan.models.dcgan import GANRecipe
 
 FUNCTIONS = [f for fs in POLICIES.values() for f in fs]
 TOY = GANRecipe('toy', '', size=32, nz=16, ngf=8, ndf=8, d_norm='group')

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from pokegan.cleaning import Report, Skip, clean, colour, compose, decode, fit_square, name_reason, open_header
+from pokegan.data.cleaning import (
+    clean, colour, compose, decode, fit_square, name_reason, open_header, Report, Skip)
 
 REAL = Path(__file__).parent.parent/os.environ.get('POKEGAN_REAL_DATA', '../shared/data')
 RED, GREEN, HALF = (200, 40, 40), (0, 255, 0), (200, 40, 40, 128)

@@ -4,9 +4,10 @@ import csv, json, os, signal, subprocess, sys, time
 import pytest
 import torch
 
-from pokegan.compare import compare, evaluate, read_value, variant
 from pokegan.data import Images
-from pokegan.recipes import recipe, train
+from pokegan.recipes import read_value, recipe, variant
+from pokegan.runs import train
+from pokegan.compare import compare, evaluate
 
 SMALL = 'size=32,ngf=8,ndf=8,batch=16'
 MINUTES = .02

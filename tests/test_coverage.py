@@ -2,17 +2,19 @@
 import pytest
 import torch
 
-from pokegan.coverage import Classifier, Coverage, class_numbers, coverage, coverage_rows, coverage_text, herd, jitter, probabilities, train_classifier
 from pokegan.data import Images, to_float
-from pokegan.distances import kid
-from pokegan.features import extractor, features
+from pokegan.metrics.coverage import (
+    class_numbers, Classifier, Coverage, coverage, coverage_rows, coverage_text, jitter,
+    labelled_creatures, probabilities, train_classifier)
+from pokegan.metrics.distances import kid
+from pokegan.metrics.features import extractor, features
 
 
 @pytest.fixture(scope='module')
 def plans():
     "A classifier of body plans that has seen species 0 to 15, and 600 pictures of the same species in other poses."
     few = list(range(16))
-    return train_classifier(herd(960, few), 'plan', epochs=6), herd(800, few, seed=1)
+    return train_classifier(labelled_creatures(960, few), 'plan', epochs=6), labelled_creatures(800, few, seed=1)
 
 
 def of(images, keep):
@@ -20,9 +22,9 @@ def of(images, keep):
 
 
 def test_herd_is_a_labelled_set():
-    a = herd(6, [3, 5], size=48, seed=2)
+    a = labelled_creatures(6, [3, 5], size=48, seed=2)
     assert a.x.shape == (6, 3, 48, 48) and a.labels['species'] == [3, 5]*3
-    assert torch.equal(a.x[4:], herd(2, [3, 5], size=48, seed=2, start=4).x)  # number i does not depend on n
+    assert torch.equal(a.x[4:], labelled_creatures(2, [3, 5], size=48, seed=2, start=4).x)  # number i does not depend on n
     assert (a.x[:, :, 0, 0] == 255).all()  # white
 
 
@@ -63,7 +65,7 @@ def test_histograms():
 
 
 def test_same_seed_same_weights_and_no_trace():
-    data = herd(64, [0, 1])
+    data = labelled_creatures(64, [0, 1])
     before = torch.get_rng_state()
     a, b, c = (train_classifier(data, 'species', epochs=1, seed=s) for s in (0, 0, 1))
     assert torch.equal(before, torch.get_rng_state())
@@ -78,19 +80,19 @@ def test_is_a_feature_extractor(plans):
     f = features(net, test.x[:400])
     assert f.shape == (400, 96)
     assert kid(features(net, test.x[400:]), f)[0] < kid(features(net, torch.randint(0, 256, (400, 3, 32, 32), dtype=torch.uint8)), f)[0]
-    assert features(net, herd(3, 1, size=64).x).shape == (3, 96)  # another size is resized
+    assert features(net, labelled_creatures(3, 1, size=64).x).shape == (3, 96)  # another size is resized
 
 
 def test_jitter_moves_whole_pictures():
-    x = to_float(herd(8).x)
+    x = to_float(labelled_creatures(8).x)
     y = jitter(x, torch.Generator().manual_seed(0))
     torch.testing.assert_close(x.mean((1, 2, 3)), y.mean((1, 2, 3)))  # mirrored and moved: the same pixels
     assert not torch.equal(x, y) and torch.equal(y, jitter(x, torch.Generator().manual_seed(0)))
 
 
 def test_mistakes_are_told_in_one_line():
-    data = herd(8, [0, 1])
-    for images, label, said in ((data, 'colour of the hat', 'no label'), (Images(data.x), 'type', 'none'), (herd(4, 0), 'species', 'two or more')):
+    data = labelled_creatures(8, [0, 1])
+    for images, label, said in ((data, 'colour of the hat', 'no label'), (Images(data.x), 'type', 'none'), (labelled_creatures(4, 0), 'species', 'two or more')):
         with pytest.raises(ValueError, match=said) as e: train_classifier(images, label)
         assert '\n' not in str(e.value)
     net = Classifier(('a', 'b'))

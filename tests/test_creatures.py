@@ -7,8 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pokegan.bodies import BUILDS
-from pokegan.creatures import N_SPECIES, PLANS, TYPES, draw, pose, species_of
+from pokegan.creatures import draw
+from pokegan.creatures.bodies import BUILDS, PLANS
+from pokegan.creatures.species import N_SPECIES, pose, species_of, TYPES
 
 ALLOWED = dict(
     plan=PLANS, type=TYPES, build=sum(BUILDS.values(), ()), coat=(0, 1, 2), hue=(-2, -1, 0, 1, 2),
@@ -96,8 +97,8 @@ def _pieces(mask):
 
 
 def test_most_creatures_show_an_eye():
-    from pokegan.bodies import body
-    from pokegan.shapes import camera, render, IRIS, INK, WHITE, GLOW, MOUTH
+    from pokegan.creatures.bodies import body
+    from pokegan.creatures.shapes import camera, GLOW, INK, IRIS, MOUTH, render, WHITE
     seen = []
     for k in range(120):
         g, p = species_of(k), pose(0, k, k)

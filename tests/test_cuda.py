@@ -9,12 +9,14 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from pokegan.cli import app
-from pokegan.coverage import herd
 from pokegan.data import load_images
-from pokegan.recipes import latents, load_run, make_trainer, recipe, resume, train
+from pokegan.metrics.coverage import labelled_creatures
+from pokegan.models.recipe import make_trainer
+from pokegan.recipes import latents, recipe
+from pokegan.runs import load_run, resume, train
+from pokegan.cli import app
 from test_processes import SMALL, Recorder, Rows, far, noise
-from pokegan.processes import DistributedCB
+from pokegan.training.distributed import DistributedCB
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here')
 GAMES = ['dcgan-keras', 'dcgan-uniform', 'wgan-clip', 'wgan-gp', 'dcgan-fc-64', 'dcgan-819', 'dcgan-quick',
@@ -71,7 +73,7 @@ def test_run_folder_and_resume(images, tmp_path, name):
 
 def test_encoder_and_the_three_steps(tmp_path):
     "PokeGAN-2.0 from nothing to pictures."
-    herd_of = herd(640, list(range(0, 1000, 50)), size=64)
+    herd_of = labelled_creatures(640, list(range(0, 1000, 50)), size=64)
     run = train('pokegan2-msg', herd_of, tmp_path/'run', steps=20, progress=False, components=8)
     there = {p.name for p in (tmp_path/'run').iterdir()}
     assert there >= {'encoder', 'pretrain', 'last.safetensors', 'samples'}

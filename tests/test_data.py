@@ -7,11 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pokegan.cleaning import Report
-from pokegan.callbacks import save_png
-from pokegan.data import Images, audit, grid, load_images, show_grid, show_small, to_float, to_uint8
-from pokegan.gather import (CREATURES, SOURCES, choose, folder_labels, match_labels, near_duplicates, read_csv, source_help,
-                            twin_trees, walk, write_csv)
+from pokegan.data import audit, grid, Images, load_images, show_grid, to_float, to_uint8
+from pokegan.data.cleaning import Report
+from pokegan.data.files import (
+    choose, CREATURES, folder_labels, match_labels, near_duplicates, read_csv, source_help,
+    SOURCES, twin_trees, walk, write_csv)
+from pokegan.data.images import show_small
+from pokegan.training.callbacks import save_png
 
 REAL = Path(__file__).parent.parent/os.environ.get('POKEGAN_REAL_DATA', '../shared/data')
 real = pytest.mark.skipif(not (REAL/'kaggle819.zip').exists(), reason='the real sets are not here')

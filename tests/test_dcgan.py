@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from pokegan.dcgan import (DCGAN_RECIPES, LATENTS, GANRecipe, SameConv2d, SameConvTranspose2d, conv_discriminator, conv_generator,
-                           down, keras_discriminator, keras_generator, make_norm, normal, uniform, up)
+from pokegan.core import LATENTS, normal, uniform
+from pokegan.models.dcgan import (
+    conv_discriminator, conv_generator, DCGAN_RECIPES, down, GANRecipe, keras_discriminator,
+    keras_generator, make_norm, SameConv2d, SameConvTranspose2d, up)
 
 RECIPES = {r.name: r for r in DCGAN_RECIPES}
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)

@@ -3,13 +3,14 @@ import pytest, torch
 import torch.nn.functional as F
 from torch import nn
 
-from pokegan.aegan import AEGANRecipe
-from pokegan.coverage import herd
 from pokegan.data import Images, to_float
-from pokegan.dcgan import GANRecipe
-from pokegan.directions import colour_scores, colour_shares, first_activations, pick_kinds, principal_directions
-from pokegan.pokegan2 import DilatedGenerator
-from pokegan.projected import FastGenerator
+from pokegan.metrics.coverage import labelled_creatures
+from pokegan.latents.directions import (
+    colour_scores, colour_shares, first_activations, pick_kinds, principal_directions)
+from pokegan.models.aegan import AEGANRecipe
+from pokegan.models.dcgan import GANRecipe
+from pokegan.models.pretraining import DilatedGenerator
+from pokegan.models.projected import FastGenerator
 
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
@@ -82,7 +83,7 @@ def test_colour_shares():
 
 
 def test_colours_tell_types_of_unseen_creatures():
-    mine, others = (herd(300, size=32, seed=s) for s in (1, 2))
+    mine, others = (labelled_creatures(300, size=32, seed=s) for s in (1, 2))
     names, score = colour_scores(mine, 'type')
     right = [names[i] for i in score(to_float(others.x)).argmax(1)]
     assert sum(a == b for a, b in zip(right, others.labels['type']))/300 > .6

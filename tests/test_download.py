@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fake_kaggle import FakeKaggle, archive
-from pokegan.download import BadArchive, DownloadError, explain, parse_handle, scrub, unpack
+from pokegan.data.download import BadArchive, DownloadError, explain, parse_handle, scrub, unpack
 
 pytest.importorskip('kagglehub')
 pytest.importorskip('kaggle')

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from pokegan.embedding import gaussianity, ks_normal, nearest, probe, shadow
+from pokegan.metrics.embedding import gaussianity, ks_normal, nearest, pca, probe
 
 
 @pytest.fixture
@@ -18,10 +18,10 @@ def test_nearest_agrees_with_scikit_learn(x):
 def test_shadow_agrees_with_scikit_learn(x):
     from sklearn.decomposition import PCA
     p = PCA(2).fit(x.double().numpy())
-    at, share = shadow(x)
+    at, share = pca(x)
     assert torch.allclose(at.abs(), torch.from_numpy(p.transform(x.double().numpy())).abs().float(), atol=1e-3)
     assert share.tolist() == pytest.approx(p.explained_variance_ratio_.tolist(), rel=1e-4)
-    assert torch.equal(shadow(x)[0], at)
+    assert torch.equal(pca(x)[0], at)
 
 
 def test_ks_and_moments_agree_with_scipy(x):

@@ -6,24 +6,25 @@ from urllib.error import URLError
 import pytest
 import torch
 
-from pokegan.callbacks import read_log
-from pokegan.checkpoint import read_tensors
-from pokegan.coverage import herd
 from pokegan.data import Images, to_float
-from pokegan.encoder import ENCODER_RECIPES, STEMS, Encoder, EncoderRecipe
-from pokegan.encoder import embeddings, encoder_sets, load_encoder, resnet, train_encoder
-from pokegan.train import Callback
+from pokegan.training.callbacks import read_log
+from pokegan.training.checkpoint import read_tensors
+from pokegan.training.trainer import Callback
+from pokegan.metrics.coverage import labelled_creatures
+from pokegan.models.encoder import (
+    embeddings, Encoder, ENCODER_RECIPES, encoder_sets, EncoderRecipe, load_encoder, resnet,
+    STEMS, train_encoder)
 
 TINY = dict(size=32, stem_kind='imagenet', batch=8)
 RECIPES = {r.task: replace(r, **TINY) for r in ENCODER_RECIPES}
 
 
 @pytest.fixture(scope='module')
-def creatures(): return herd(50, [3, 8, 5], 32)
+def creatures(): return labelled_creatures(50, [3, 8, 5], 32)
 
 
 @pytest.fixture(scope='module')
-def x(): return to_float(herd(6, 3, 32).x)
+def x(): return to_float(labelled_creatures(6, 3, 32).x)
 
 
 def read_info(folder): return json.loads((folder/'run.json').read_text(encoding='utf-8'))

@@ -5,12 +5,15 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from pokegan.checkpoint import flatten
 from pokegan.data import Images, load_images, to_float
-from pokegan.instances import INSTANCE_RECIPES, AskedDiscriminator, Codes, InstanceRecipe, picture_codes
-from pokegan.projected import PROJECTED_RECIPES
-from pokegan.recipes import latents, load_run, make_trainer, recipe, resume, train
-from pokegan.train import Batch
+from pokegan.training.checkpoint import flatten
+from pokegan.training.trainer import Batch
+from pokegan.models.instance import (
+    Codes, ConditionalDiscriminator, INSTANCE_RECIPES, InstanceRecipe, picture_codes)
+from pokegan.models.projected import PROJECTED_RECIPES
+from pokegan.models.recipe import make_trainer
+from pokegan.recipes import latents, recipe
+from pokegan.runs import load_run, resume, train
 from test_projected import CHANNELS, eyes, noise
 
 SMALL = dict(lr_decay=0., closer=0., size=32, nz=12, ngf=2, w=2, ndf=4, look_size=32, batch=4, nc=5, diffaug='translation')
@@ -47,12 +50,12 @@ def test_prior_draws_a_code_of_the_data_behind_random_numbers():
 
 def test_every_level_hears_the_question():
     torch.manual_seed(0)
-    D = AskedDiscriminator(CHANNELS, 5, 32, 2, 4).eval()
+    D = ConditionalDiscriminator(CHANNELS, 5, 32, 2, 4).eval()
     maps, code = eyes()(torch.rand(3, 3, 32, 32)), torch.randn(3, 5, requires_grad=True)
     logits = D(maps, code)
     assert [tuple(v.shape) for v in logits] == [(3, 1)]*4
     for v in logits: assert torch.autograd.grad(v.sum(), code, retain_graph=True)[0].abs().sum() > 0
-    plain = super(AskedDiscriminator, D).forward(maps)
+    plain = super(ConditionalDiscriminator, D).forward(maps)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(D(maps, torch.zeros(3, 5) - 0*code), [p + (s(n.body(m)).flatten(1)*w.bias).sum(1, keepdim=True)/8 for p, n, s, w, m in
                                                                zip(plain, D.nets, D.seen, D.wish, D.mix(maps))])), 'the logit is the sum of both terms'
 
@@ -85,5 +88,5 @@ def test_recipe():
     with pytest.raises(ValueError, match='nc is 0'): replace(r, nc=0)
     state = torch.random.get_rng_state()
     D = r.networks(0)['D']
-    assert all(isinstance(d, AskedDiscriminator) for d in (D.far, D.near)) and len(D.near.nets[0].body) > len(D.far.nets[0].body)
+    assert all(isinstance(d, ConditionalDiscriminator) for d in (D.far, D.near)) and len(D.near.nets[0].body) > len(D.far.nets[0].body)
     assert set(r.networks(0)) == {'G', 'D', 'codes'} and torch.equal(state, torch.random.get_rng_state())

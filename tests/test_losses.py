@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pokegan.losses import (PAIRED, PAIRS, PENALTIES, bce, clip_weights, d_bce, d_hinge, d_relativistic, d_wgan, g_bce, g_hinge,
-                            g_relativistic, g_wgan, gp, r1, r2)
+from pokegan.training.losses import (
+    bce, clip_weights, d_bce, d_hinge, d_relativistic, d_wgan, g_bce, g_hinge, g_relativistic,
+    g_wgan, gp, PAIRED, PAIRS, PENALTIES, r1, r2)
 
 @pytest.fixture(autouse=True)
 def seeded(): torch.manual_seed(0)

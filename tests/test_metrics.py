@@ -9,9 +9,11 @@ from torch import nn
 
 from pokegan.creatures import draw
 from pokegan.data import to_float, to_uint8
-from pokegan.distances import frechet, halves, inception_score, kid, memorised, precision_recall
-from pokegan.features import Extractor, extractor, features, resized
-from pokegan.metrics import Card, Score, Scores, comparable, reference, score_images, score_table
+from pokegan.metrics import reference, score_images, score_table, Scores
+from pokegan.metrics.distances import (
+    frechet, halves, inception_score, kid, memorised, precision_recall)
+from pokegan.metrics.features import Extractor, extractor, features, resized
+from pokegan.metrics.scores import Card, comparable, Score
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 def normal(n, d, seed=0, scale=1., shift=0.): return torch.randn(n, d, generator=gen(seed), dtype=torch.float64)*scale + shift

@@ -2,8 +2,8 @@
 import pytest
 import torch
 
-from pokegan.checkpoint import read_tensors, unflatten, flatten, write_tensors
-from pokegan.mixture import Mixture, bic, choose_k, fit_mixture, n_numbers
+from pokegan.training.checkpoint import flatten, read_tensors, unflatten, write_tensors
+from pokegan.latents.mixture import bic, choose_k, fit_mixture, Mixture, n_numbers
 
 W, M = torch.tensor([.5, .3, .15, .05]), torch.tensor([[-6., 0.], [6., 0.], [0., 6.], [0., -6.]])
 
@@ -92,7 +92,7 @@ def test_saved_and_loaded_like_a_network(four, tmp_path):
 
 def test_is_a_prior_of_the_trainer(four):
     from pokegan.data import Images
-    from pokegan.train import Trainer
+    from pokegan.training.trainer import Trainer
     t = Trainer(dict(prior=four), [], Images(torch.zeros(8, 3, 16, 16, dtype=torch.uint8)), four, 4)
     t.one_step()
     assert t.batch.z.shape == (4, 2)

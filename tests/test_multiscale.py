@@ -6,14 +6,14 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from pokegan.checkpoint import flatten, load_state, save_state, write_tensors
 from pokegan.data import Images, to_float
-from pokegan.dcgan import conv_discriminator
-from pokegan.losses import PAIRS, gp
-from pokegan.multiscale import POKEGAN2_RECIPES, MultiScaleDiscriminator, PokeGAN2Recipe
-from pokegan.multiscale import gp_scales, msg_phases, start_from
-from pokegan.pokegan2 import DilatedGenerator, pyramid
-from pokegan.train import Batch, Trainer, adam
+from pokegan.training.checkpoint import flatten, load_state, save_state, write_tensors
+from pokegan.training.losses import gp, PAIRS
+from pokegan.training.trainer import adam, Batch, Trainer
+from pokegan.models.dcgan import conv_discriminator
+from pokegan.models.pokegan2 import (
+    gp_scales, msg_phases, MultiScaleDiscriminator, POKEGAN2_RECIPES, PokeGAN2Recipe, start_from)
+from pokegan.models.pretraining import DilatedGenerator, pyramid
 
 SMALL = dict(size=16, nz=12, ngf=4, ndf=4, components=3, batch=4)
 NAMED = {r.name: r for r in POKEGAN2_RECIPES}
@@ -32,7 +32,7 @@ def noise(n=24, size=16) -> Images:
 
 def game(r=MSG, seed=0) -> Trainer:
     nets = r.networks(seed)
-    return Trainer(nets, r.phases(nets), noise(), nets['mixture'], r.batch, seed, **CPU)
+    return Trainer(nets, r.phases(nets), noise(), nets['mixture'], r.batch, seed=seed, **CPU)
 
 
 def scales(n=4, size=16, seed=0, dtype=torch.float32):

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from pokegan.checkpoint import flatten, load_state, save_state
 from pokegan.data import Images, to_float
-from pokegan.encoder import Encoder
-from pokegan.pokegan2 import PRETRAIN_RECIPES, Dilated, DilatedGenerator, PaintCB, PretrainRecipe
-from pokegan.pokegan2 import SmallEncoder, apart, flatness, perceptual_loss, pretrain_phases, pyramid
-from pokegan.pokegan2 import reconstruct
+from pokegan.training.checkpoint import flatten, load_state, save_state
+from pokegan.training.trainer import adam, Trainer
+from pokegan.models.encoder import Encoder
+from pokegan.models.pretraining import (
+    Dilated, DilatedGenerator, flatness, PaintCB, perceptual_loss, pixel_loss, pretrain_phases,
+    PRETRAIN_RECIPES, PretrainRecipe, pyramid, reconstruct, SmallEncoder)
 from pokegan.recipes import latents
-from pokegan.train import Trainer, adam
 
 TOY = replace(PRETRAIN_RECIPES[0], size=16, nz=12, ngf=4, components=3, batch=4)
 
@@ -40,7 +40,7 @@ def game(r=TOY, E=None, callbacks=(), seed=0, images=None) -> Trainer:
     nets = r.networks(seed)
     phases = r.phases(nets | dict(E=E or encoder()))
     kw = dict(device='cpu', bf16=False)
-    return Trainer(nets, phases, images or noise(), nets['mixture'], r.batch, seed, callbacks, **kw)
+    return Trainer(nets, phases, images or noise(), nets['mixture'], r.batch, seed=seed, callbacks=callbacks, **kw)
 
 
 def copies(tensors): return {k: v.clone() for k, v in tensors.items()}
@@ -177,7 +177,7 @@ def test_perceptual_loss_against_numpy(kind, power):
     assert all(b.grad is None for b in real)
     bigger = perceptual_loss([1000*a for a in fake], [1000*b for b in real], kind)
     assert bigger.item() == pytest.approx(loss.item(), rel=1e-4), 'a stage counts in its own units'
-    with pytest.raises(ValueError, match="kind is 'lpips'"): apart(real[0], real[0], 'lpips')
+    with pytest.raises(ValueError, match="kind is 'lpips'"): pixel_loss(real[0], real[0], 'lpips')
 
 
 @pytest.mark.parametrize('features, looks', [

@@ -5,11 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from pokegan.coverage import herd
 from pokegan.data import Images
-from pokegan.pretext import (AccuracyCB, CosineCB, accuracy, by_label, by_rotation, classifier_phases, cosine, subset, split_rows,
-    three_sets, turn, turned)
-from pokegan.train import Trainer, adam
+from pokegan.training.schedules import cosine
+from pokegan.training.trainer import adam, Trainer
+from pokegan.metrics.coverage import labelled_creatures
+from pokegan.models.classifier import (
+    accuracy, AccuracyCB, by_label, by_rotation, classifier_phases, CosineCB, rotate, split_rows,
+    subset, three_sets, turned)
 
 
 def noise(n=40, size=16, **labels):
@@ -36,7 +38,7 @@ def test_a_column_split_decides():
 
 
 def test_class_numbers_are_the_same_in_all_three_sets():
-    names, sets = three_sets(herd(60, [7, 3, 9], 16))
+    names, sets = three_sets(labelled_creatures(60, [7, 3, 9], 16))
     assert names == (3, 7, 9)
     for s in sets.values(): assert [names[c] for c in s.labels['class']] == s.labels['species']
 
@@ -57,7 +59,7 @@ def test_part_keeps_rows_together():
 
 def test_turn_is_numpys_rot90_for_each_picture():
     x = noise(4).x
-    for i, t in enumerate(turn(x, torch.tensor([0, 1, 2, 3]))): assert torch.equal(t, torch.rot90(x[i], i, (1, 2)))
+    for i, t in enumerate(rotate(x, torch.tensor([0, 1, 2, 3]))): assert torch.equal(t, torch.rot90(x[i], i, (1, 2)))
     four = turned(noise(3))
     assert four.labels['class'] == [0]*3 + [1]*3 + [2]*3 + [3]*3 and torch.equal(four.x[4], torch.rot90(noise(3).x[1], 1, (1, 2)))
 
@@ -71,7 +73,7 @@ def test_labels_belong_to_their_pictures():
         x, y = by_label(t.batch)
         assert torch.allclose(x, images.x[y]/127.5 - 1, atol=1e-6)
     x, y = by_rotation(t.batch)
-    assert torch.equal(turn(x, -y % 4), t.batch.x) and len(y.unique()) == 4
+    assert torch.equal(rotate(x, -y % 4), t.batch.x) and len(y.unique()) == 4
 
 
 def test_only_the_classifier_learns_and_smoothing_is_the_textbook_one():

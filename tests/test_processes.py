@@ -8,13 +8,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pokegan.callbacks import read_log
-from pokegan.checkpoint import CheckpointCB, read_tensors, write_tensors
 from pokegan.data import Images, load_images
-from pokegan.health import HealthCB
-from pokegan.losses import gp
-from pokegan.processes import DistributedCB, agree, average_gradients, from_first, join, load_once, means, rank, together
-from pokegan.train import Callback
+from pokegan.training.callbacks import read_log
+from pokegan.training.checkpoint import CheckpointCB, read_tensors, write_tensors
+from pokegan.training.distributed import (
+    agree, all_reduce_mean, average_gradients, broadcast_object, DistributedCB, init_distributed,
+    load_once, rank, wrap_callbacks)
+from pokegan.training.health import HealthCB
+from pokegan.training.losses import gp
+from pokegan.training.trainer import Callback
 
 SMALL = dict(size=32, ngf=8, ndf=8, batch=8, amp=False)
 
@@ -69,8 +71,9 @@ def dealt_gp():
 
 
 def job_gradients(folder, name, steps, changes):
-    from pokegan import losses
-    from pokegan.recipes import make_trainer, recipe
+    from pokegan.training import losses
+    from pokegan.models.recipe import make_trainer
+    from pokegan.recipes import recipe
     losses.PENALTIES['gp'] = dealt_gp()
     r = recipe(name, **changes)
     t = make_trainer(r, noise(), device='cpu')
@@ -80,7 +83,7 @@ def job_gradients(folder, name, steps, changes):
 
 
 def job_live(folder, steps=60, name='dcgan-small-data', save_every=7):
-    from pokegan.recipes import resume, train
+    from pokegan.runs import resume, train
     if (Path(folder)/'run.json').exists(): resume(folder, data=noise(), progress=False)
     else: train(name, noise(), folder, steps=steps, progress=False, save_every=save_every, **SMALL, ema=.9)
 
@@ -94,27 +97,29 @@ class Once(Callback):
 
 def small_resnet():
     "A quarter of ResNet-34's parameters, for tests: one block in each stage."
-    from pokegan import encoder
+    from pokegan.models import encoder
     from torchvision.models.resnet import BasicBlock, ResNet
     encoder.resnet = lambda pretrained=False: ResNet(BasicBlock, [1, 1, 1, 1])
 
 
 def job_encoder(folder, die):
     "An encoder learns which way is up; process 1 is killed in step 3 if it shall be."
-    from pokegan.encoder import train_encoder
-    from pokegan.recipes import recipe, resume
+    from pokegan.models.encoder import train_encoder
+    from pokegan.recipes import recipe
+    from pokegan.runs import resume
     small_resnet()
     if (Path(folder)/'run.json').exists(): done = resume(folder, data=noise(), device='cpu', progress=False).info
     else:
         kill = Once(3, 1, lambda t: os.kill(os.getpid(), signal.SIGKILL))
-        train_encoder(recipe('encoder-rotnet', size=32, batch=8, amp=False), noise(), folder, 4, device=join('cpu'), save_every=2, callbacks=(kill,)*die, together=together)
+        train_encoder(recipe('encoder-rotnet', size=32, batch=8, amp=False), noise(), folder, 4, device=init_distributed('cpu'), save_every=2, callbacks=(kill,)*die, together=wrap_callbacks)
         done = read_json(Path(folder)/'run.json')
     write_json(Path(folder, f'{rank()}.json'), done['test'])
 
 
 def job_three_steps(folder, stop):
     "PokeGAN-2.0 on two steps each; process 1 is terminated in the first step of the trainer that has the network `stop`."
-    from pokegan import encoder, recipes
+    from pokegan.models import encoder
+    from pokegan import recipes
     small_resnet()
     class StopCB(Callback):
         def after_step(self, t):
@@ -127,7 +132,8 @@ def job_three_steps(folder, stop):
 
 def job_stops(folder, how):
     "Something happens in process 1 alone; each process writes down when it stopped, why and with which clock."
-    from pokegan.recipes import make_trainer, recipe
+    from pokegan.models.recipe import make_trainer
+    from pokegan.recipes import recipe
     t = make_trainer(recipe('dcgan-quick', **SMALL), noise(), device='cpu')
     def ruin(t): t.nets['G'].blocks[0][0].weight.data.fill_(float('nan'))
     what = dict(wish=lambda t: setattr(t, 'stop', 'enough'), term=lambda t: os.kill(os.getpid(), signal.SIGTERM), drift=lambda t: t.nets['D'].blocks[0][0].weight.data.mul_(2),
@@ -141,8 +147,8 @@ def job_stops(folder, how):
 
 def job_data(folder, source):
     "Images by `load_once`; the number of times that this process has loaded any itself."
-    from pokegan import processes
-    join('cpu')
+    from pokegan.training import distributed as processes
+    init_distributed('cpu')
     calls, load = [], processes.load_images
     processes.load_images = lambda *a, **k: calls.append(a) or load(*a, **k)
     try: im = load_once(source, 32)
@@ -153,10 +159,10 @@ def job_data(folder, source):
 
 def job_small_steps(folder):
     "The primitives, with numbers that can be added up in one's head."
-    join('cpu')
+    init_distributed('cpu')
     r = rank()
-    a, b = means([torch.full((2, 2), float(r)), torch.tensor([4.*r])])
-    told = from_first(lambda: f'from {r}')
+    a, b = all_reduce_mean([torch.full((2, 2), float(r)), torch.tensor([4.*r])])
+    told = broadcast_object(lambda: f'from {r}')
     p = torch.nn.Parameter(torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last))
     p.grad = (torch.arange(96.).view(2, 3, 4, 4)*(r+1)).to(memory_format=torch.channels_last)
     average_gradients(torch.optim.SGD([p, torch.nn.Parameter(torch.zeros(1))], lr=1.))
@@ -166,8 +172,8 @@ def job_small_steps(folder):
 
 def job_ddp(folder):
     "A penalty under DistributedDataParallel and under averaging before the step: errors against the doubled batch."
-    from pokegan.dcgan import conv_discriminator
-    join('cpu')
+    from pokegan.models.dcgan import conv_discriminator
+    init_distributed('cpu')
     x = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))*2 - 1
     def gradients(D, x, net, backwards):
         D.zero_grad()
@@ -183,15 +189,16 @@ def job_ddp(folder):
     whole, mine = gradients(D, x, D, 1), x[8*rank():8*rank()+8]
     far = lambda a: max(((u-v).norm()/v.norm()).item() for u, v in zip(a, whole))
     ddp = torch.nn.parallel.DistributedDataParallel(D)
-    out = {f'{n} ddp': far(gradients(D, mine, ddp, n)) for n in (1, 2)} | {f'{n} ours': far(means(gradients(D, mine, D, n))) for n in (1, 2)}
+    out = {f'{n} ddp': far(gradients(D, mine, ddp, n)) for n in (1, 2)} | {f'{n} ours': far(all_reduce_mean(gradients(D, mine, D, n))) for n in (1, 2)}
     write_json(Path(folder, f'{rank()}.json'), out)
 
 
 def job_scale(folder, n):
     "n pictures of 64 px through a mapped file, with a painter that takes no time: memory that is not a file, at each stage, and the time of a batch."
     import numpy as np
-    from pokegan import creatures
-    from pokegan.recipes import make_trainer, recipe
+    from pokegan.creatures import species as creatures
+    from pokegan.models.recipe import make_trainer
+    from pokegan.recipes import recipe
     def draw(n, size, seed, start): return creatures.Creatures(np.random.default_rng(start).integers(0, 256, (n, size, size, 4), np.uint8), dict(species=list(range(start, start+n))))
     creatures.draw, out = draw, {}
     def note(stage): out[stage] = int(Path('/proc/self/status').read_text(encoding='utf-8').split('RssAnon:')[1].split()[0])/1024
@@ -405,8 +412,8 @@ def test_three_steps_stopped_in_each_and_resumed(zygote, tmp_path):
     assert zygote.run('three_steps', folder=folder, stop='none') == whole and whole[0] == whole[1]
     assert at() == {'encoder': (2, '', 2), 'pretrain': (2, '', 2), '.': (2, '', 2)}
     for k in ('encoder', 'pretrain', '.'): assert equal(tensors(tmp_path/'whole'/k), tensors(folder/k)), k
-    means = [read_tensors(folder/k/'last.safetensors')[0]['mixture.means'] for k in ('pretrain', '.')]
-    assert torch.equal(*means) and means[0].abs().max() > 0, 'fitted once, by process 0, and carried along'
+    all_reduce_mean = [read_tensors(folder/k/'last.safetensors')[0]['mixture.means'] for k in ('pretrain', '.')]
+    assert torch.equal(*all_reduce_mean) and all_reduce_mean[0].abs().max() > 0, 'fitted once, by process 0, and carried along'
 
 
 def test_data_is_prepared_once(zygote, tmp_path):
@@ -430,7 +437,8 @@ def test_thousands_of_pictures_take_no_memory_of_their_own(zygote, tmp_path):
 
 
 def test_alone_it_changes_nothing():
-    from pokegan.recipes import make_trainer, recipe
+    from pokegan.models.recipe import make_trainer
+    from pokegan.recipes import recipe
     weights = []
     for wrap in (list, lambda cbs: [DistributedCB(cbs)]):
         t = make_trainer(recipe('dcgan-quick', **SMALL), noise(), device='cpu')
@@ -438,12 +446,13 @@ def test_alone_it_changes_nothing():
         handler = signal.getsignal(signal.SIGTERM)
         weights.append(torch.cat([p.detach().flatten() for m in t.fit(3).nets.values() for p in m.parameters()]))
         assert signal.getsignal(signal.SIGTERM) is handler and not dist.is_initialized()
-    assert together([]) == [] and torch.equal(*weights) and rank() == 0 and agree('x') == 'x' and from_first(lambda: 3) == 3
+    assert wrap_callbacks([]) == [] and torch.equal(*weights) and rank() == 0 and agree('x') == 'x' and broadcast_object(lambda: 3) == 3
 
 
 def test_batch_norm_is_converted_in_place():
     "On GPUs each BatchNorm becomes a SyncBatchNorm: the same parameters, names and buffers. (Its forward pass wants a GPU; here only the exchange is tested.)"
-    from pokegan.recipes import make_trainer, recipe
+    from pokegan.models.recipe import make_trainer
+    from pokegan.recipes import recipe
     t = make_trainer(recipe('dcgan-quick', **SMALL), noise(), device='cpu')
     G = t.nets['G']
     before, ids = list(G.state_dict()), [id(p) for p in G.parameters()]
@@ -457,7 +466,7 @@ def test_too_few_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
     for k, v in dict(RANK='0', WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', LOCAL_RANK='0').items(): monkeypatch.setenv(k, v)
-    with pytest.raises(ValueError, match='2 processes want a GPU each, and this machine has 1'): join('cuda')
+    with pytest.raises(ValueError, match='2 processes want a GPU each, and this machine has 1'): init_distributed('cuda')
 
 
 # ---- the command line ---------------------------------------------------------------------------------------------------------------

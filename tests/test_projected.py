@@ -7,14 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pokegan.checkpoint import CheckpointCB, flatten, load_state, read_tensors, save_state, unflatten, write_tensors
+from pokegan.core import normal
 from pokegan.data import Images
-from pokegan.dcgan import normal
-from pokegan.encoder import EncoderRecipe
-from pokegan.eyes import FeatureMaps, FrozenConv, feature_maps, freeze, map_channels
-from pokegan.projected import PROJECTED_RECIPES, FarAndNear, FastGenerator, LRDecayCB, Mix, ProjectedDiscriminator, ProjectedRecipe, projected_phases
-from pokegan.recipes import make_trainer
-from pokegan.train import Batch, Trainer, adam
+from pokegan.training.checkpoint import (
+    CheckpointCB, flatten, load_state, read_tensors, save_state, unflatten, write_tensors)
+from pokegan.training.trainer import adam, Batch, Trainer
+from pokegan.models.backbone import feature_maps, FeatureMaps, freeze, FrozenConv, map_channels
+from pokegan.models.encoder import EncoderRecipe
+from pokegan.models.projected import (
+    FastGenerator, LRDecayCB, Mix, projected_phases, PROJECTED_RECIPES, ProjectedDiscriminator,
+    ProjectedRecipe, TwoResolutionD)
+from pokegan.models.recipe import make_trainer
 
 CHANNELS = (4, 6, 8, 10)
 TOY = replace(PROJECTED_RECIPES[0], size=32, nz=12, ngf=2, w=2, ndf=4, look_size=32, batch=4, diffaug='translation')
@@ -48,7 +51,7 @@ def prior(n, generator): return normal(n, TOY.nz, generator, generator.device)
 def game(look=None, bf16=False, seed=0) -> Trainer:
     torch.manual_seed(seed)
     G, D = FastGenerator(32, TOY.nz, 2), ProjectedDiscriminator(CHANNELS, 32, 2, 4)
-    return Trainer(dict(G=G, D=D), projected_phases(G, D, look or eyes(), adam(G), adam(D)), noise(), prior, 4, seed, device='cpu', bf16=bf16)
+    return Trainer(dict(G=G, D=D), projected_phases(G, D, look or eyes(), adam(G), adam(D)), noise(), prior, 4, seed=seed, device='cpu', bf16=bf16)
 
 
 @pytest.mark.parametrize('side', [8, 9, 10, 11])
@@ -219,7 +222,7 @@ def test_eyes_come_closer_with_a_discriminator_of_their_own_and_resume_exactly(m
 
 
 def test_far_does_not_learn_from_near():
-    D = FarAndNear(ProjectedDiscriminator(CHANNELS, 32, 2, 4), ProjectedDiscriminator(CHANNELS, 64, 2, 4), 32)
+    D = TwoResolutionD(ProjectedDiscriminator(CHANNELS, 32, 2, 4), ProjectedDiscriminator(CHANNELS, 64, 2, 4), 32)
     x = torch.randn(3, 3, 32, 32)
     for size, learns, rests in ((32, D.far, D.near), (64, D.near, D.far)):
         D.zero_grad()
@@ -267,7 +270,7 @@ def test_effnet():
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
     maps = look(a)
     assert [tuple(m.shape[1:]) for m in maps] == [(24, 16, 16), (40, 8, 8), (112, 4, 4), (320, 2, 2)]
-    from pokegan.features import extractor
+    from pokegan.metrics.features import extractor
     net, want = extractor('effnet-lite0', 'cpu').net.net, []
     for m in net.modules():
         if isinstance(m, nn.ReLU6): m.inplace = False

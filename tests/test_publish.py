@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pokegan.compare import evaluate
 from pokegan.data import load_images, to_uint8
+from pokegan.models.recipe import read_info
+from pokegan.runs import load_run, pretrained, resume, train
+from pokegan.compare import evaluate
 from pokegan.publish import in_half, model_card, publish, train_call
-from pokegan.recipes import load_run, pretrained, read_info, resume, train
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = {

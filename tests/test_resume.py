@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pokegan.callbacks import read_log
-from pokegan.checkpoint import read_tensors
+from pokegan.training.callbacks import read_log
+from pokegan.training.checkpoint import read_tensors
 
 # One process imports torch once, then forks a child for each life of the run.
 ZYGOTE = '''

@@ -6,10 +6,13 @@ from PIL import Image
 from torch import nn
 
 from pokegan.data import load_images, to_float
-from pokegan.dcgan import conv_generator
-from pokegan.road import (ReconstructionCB, conv_encoder, interleaved, moments, read_picture, reconstruction_error,
-                          road_figure, slerp, there_and_back, walk_between)
-from pokegan.train import Phase, Trainer, adam
+from pokegan.training.callbacks import stages
+from pokegan.training.trainer import adam, Phase, Trainer
+from pokegan.latents.walks import slerp
+from pokegan.models.autoencoder import (
+    conv_encoder, interleaved, read_picture, reconstruction_error, reconstruction_figure,
+    ReconstructionCB, there_and_back, walk_between)
+from pokegan.models.dcgan import conv_generator
 
 
 @pytest.fixture(scope='module')
@@ -99,12 +102,12 @@ def test_pictures_on_the_way(nets, tmp_path):
     (tmp_path/'reconstructions'/'0000099.png').write_bytes(b'')  # of a run that was killed later and is started again
     cb.before_fit(trainer([]))
     assert not (tmp_path/'reconstructions'/'0000099.png').exists()
-    assert len(road_figure(G, E, cb.x, cb.z).axes) == 2
+    assert len(reconstruction_figure(G, E, cb.x, cb.z).axes) == 2
 
 
 def test_moments(tmp_path):
-    with pytest.raises(ValueError, match='four moments need'): moments(tmp_path)
+    with pytest.raises(ValueError, match='four moments need'): stages(tmp_path)
     (tmp_path/'samples').mkdir()
     for step in (10, 20, 30, 40, 50): Image.new('RGB', (20, 20)).save(tmp_path/'samples'/f'{step:07d}.png')
-    assert moments(tmp_path) == tmp_path/'moments.png'
+    assert stages(tmp_path) == tmp_path/'moments.png'
     with Image.open(tmp_path/'moments.png') as im: assert im.width > 500

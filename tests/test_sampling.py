@@ -3,12 +3,12 @@ import pytest
 import torch
 from scipy import stats
 
-from pokegan.callbacks import draw_latents
-from pokegan.dcgan import conv_generator, normal, uniform
-from pokegan.instances import Codes
-from pokegan.mixture import Mixture
+from pokegan.core import normal, run_eval, uniform
+from pokegan.latents.mixture import Mixture
+from pokegan.latents.priors import prior, sample, truncated_normal
+from pokegan.models.dcgan import conv_generator
+from pokegan.models.instance import Codes
 from pokegan.recipes import latents, recipe
-from pokegan.sampling import prior, sample, truncated_normal
 
 
 def rng(seed=0): return torch.Generator().manual_seed(seed)
@@ -115,4 +115,4 @@ def test_pictures_do_not_depend_on_their_batch():
     whole = sample(G, z)
     assert whole.shape == (70, 3, 16, 16) and G.training
     for batch in (1, 7, 70): torch.testing.assert_close(sample(G, z, batch), whole, rtol=0, atol=1e-5)
-    torch.testing.assert_close(whole, draw_latents(G, z), rtol=0, atol=1e-5)
+    torch.testing.assert_close(whole, run_eval(G, z), rtol=0, atol=1e-5)

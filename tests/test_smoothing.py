@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pokegan.losses import bce, d_bce
-from pokegan.smoothing import expected_targets, noisy_targets, optimal_logit
+from pokegan.training.label_smoothing import expected_targets, noisy_targets, optimal_logit
+from pokegan.training.losses import bce, d_bce
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 

@@ -4,15 +4,18 @@ import time
 import pytest
 import torch
 
-from pokegan import recipes
-from pokegan.callbacks import LogCB, draw_latents, read_log
-from pokegan.checkpoint import CheckpointCB, flatten, load_state, read_tensors, unflatten, write_tensors
+from pokegan.core import run_eval
 from pokegan.data import Images
-from pokegan.dcgan import GANRecipe
-from pokegan.features import extractor
-from pokegan.recipes import make_trainer, resume, train
-from pokegan.tracking import Allowance, KIDCB, read_best
-from pokegan.train import Callback
+from pokegan.training.callbacks import LogCB, read_log
+from pokegan.training.checkpoint import (
+    CheckpointCB, flatten, load_state, read_tensors, unflatten, write_tensors)
+from pokegan.training.trainer import Callback
+from pokegan.metrics.features import extractor
+from pokegan.metrics.tracking import Allowance, KIDCB, read_best
+from pokegan.models.dcgan import GANRecipe
+from pokegan.models.recipe import make_trainer
+from pokegan.runs import resume, train
+from pokegan import recipes
 
 IMAGES = Images(torch.randint(0, 256, (70, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)), source='noise')
 SMALL = GANRecipe('small', '', size=32, nz=16, ngf=8, ndf=8, batch=16)
@@ -63,7 +66,7 @@ def test_best_is_the_smallest_and_loads(tmp_path):
     assert tensors.keys() == seen[step].keys() and all(torch.equal(v, seen[step][k]) for k, v in tensors.items())
     G = SMALL.networks(1)['G']
     G.load_state_dict(unflatten(tensors, 'G'))
-    assert torch.isfinite(draw_latents(G, cb.z[:2])).all()
+    assert torch.isfinite(run_eval(G, cb.z[:2])).all()
 
 
 def test_log_has_kid_only_where_it_was_measured(tmp_path):

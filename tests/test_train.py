@@ -4,14 +4,17 @@ import json, math
 import pytest
 import torch
 
-from pokegan.callbacks import read_log
-from pokegan.checkpoint import CheckpointCB, read_tensors
+from pokegan.core import has_bf16, pick_device
 from pokegan.data import Images
-from pokegan.dcgan import DCGAN_RECIPES
-from pokegan.health import diagnose
-from pokegan.losses import PAIRS
-from pokegan.recipes import load_run, make_trainer, recipe, resume, train
-from pokegan.train import Batch, Callback, Shuffle, has_bf16, pick_device
+from pokegan.training.callbacks import read_log
+from pokegan.training.checkpoint import CheckpointCB, read_tensors
+from pokegan.training.health import diagnose
+from pokegan.training.losses import PAIRS
+from pokegan.training.trainer import Batch, Callback, Shuffle
+from pokegan.models.dcgan import DCGAN_RECIPES
+from pokegan.models.recipe import make_trainer
+from pokegan.recipes import recipe
+from pokegan.runs import load_run, resume, train
 
 SMALL = dict(size=32, ngf=8, ndf=8, batch=8)
 

@@ -5,9 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-import pokegan.walks as walks
-from pokegan.road import slerp
-from pokegan.walks import lerp, path, write_film
+import pokegan.latents.walks as walks
+from pokegan.latents.walks import lerp, path, slerp, write_film
 
 STOPS = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
 

@@ -6,21 +6,23 @@ from pathlib import Path
 import pytest, torch
 from PIL import Image
 
-from pokegan.aegan import AEGANRecipe
-from pokegan.coverage import herd
 from pokegan.data import to_image
-from pokegan.dcgan import GANRecipe
-from pokegan.recipes import Run
-from pokegan.road import slerp
-from pokegan.sampling import sample
-from pokegan.widgets import Explorer, Panel, State, explore, no_widgets, overview, png, save_liked, static_figure, uploaded
+from pokegan.metrics.coverage import labelled_creatures
+from pokegan.latents.priors import sample
+from pokegan.latents.walks import slerp
+from pokegan.models.aegan import AEGANRecipe
+from pokegan.models.dcgan import GANRecipe
+from pokegan.runs import Run
+from pokegan.widgets import (
+    explore, Explorer, no_widgets, overview, Panel, png, save_liked, State, static_figure,
+    uploaded)
 
 
 def a_run(recipe): return Run(Path(recipe.name), dict(step=0), recipe, {k: m.eval() for k, m in recipe.networks(0).items()})
 
 
 @pytest.fixture(scope='module')
-def plain(): return Explorer(a_run(GANRecipe('plain', '', size=32, nz=12, ngf=8, ndf=8)), k=3, images=herd(80, size=32, seed=1), n=512)
+def plain(): return Explorer(a_run(GANRecipe('plain', '', size=32, nz=12, ngf=8, ndf=8)), k=3, images=labelled_creatures(80, size=32, seed=1), n=512)
 
 
 @pytest.fixture(scope='module')
@@ -28,7 +30,7 @@ def two_way(): return Explorer(a_run(AEGANRecipe('two-way', '', size=32, nz=8, n
 
 
 def picture_bytes(size=32, kind='PNG', seed=0):
-    to_image(herd(1, size=size, seed=seed).x[0]).save(f := io.BytesIO(), kind)
+    to_image(labelled_creatures(1, size=size, seed=seed).x[0]).save(f := io.BytesIO(), kind)
     return f.getvalue()
 
 
@@ -92,7 +94,7 @@ def test_no_way_back_without_an_encoder(plain):
 
 
 def test_a_run_without_generator():
-    from pokegan.encoder import ENCODER_RECIPES
+    from pokegan.models.encoder import ENCODER_RECIPES
     run = Run(Path('e'), {}, ENCODER_RECIPES[0], dict(E=torch.nn.Linear(1, 1)))
     with pytest.raises(ValueError, match='holds no generator'): explore(run)
     with pytest.raises(ValueError, match='not a run folder'): explore('nowhere')

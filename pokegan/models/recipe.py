@@ -16,18 +16,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from torch import nn
 
-from ..augment import diffaugment
-from ..callbacks import GridCB, LoadCB, LogCB, PictureCB, ProgressCB
-from ..checkpoint import CheckpointCB, EMACB, load_state
 from ..core import LATENTS, one_of, pick_device, seeded
-from ..data import Images
-from ..health import HealthCB
-from ..losses import PAIRS
-from ..tracking import KIDCB
-from ..train import Trainer
-from ..training.schedules import ScheduleCB, linear
+from ..data.images import Images
+from ..training.augment import diffaugment
+from ..training.callbacks import GridCB, LoadCB, LogCB, PictureCB, ProgressCB
+from ..training.checkpoint import CheckpointCB, EMACB, load_state
+from ..training.health import HealthCB
+from ..training.losses import PAIRS
+from ..training.schedules import linear, ScheduleCB
+from ..training.trainer import Trainer
+from ..metrics.tracking import KIDCB
 
 # %% ../../nbs/09c_recipe.ipynb #c007
 SIZES = (16, 32, 64, 128, 256) # px: sides that halve down to 4

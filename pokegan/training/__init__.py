@@ -1,0 +1,1 @@
+"""One trainer for every game: losses, phases, callbacks, checkpoints, schedules, several processes."""

@@ -9,7 +9,7 @@ __all__ = ['linear', 'cosine', 'ScheduleCB']
 import math
 from collections.abc import Callable
 
-from ..train import Callback
+from .trainer import Callback
 
 # %% ../../nbs/09b_schedules.ipynb #c007
 def linear(

@@ -1,0 +1,1 @@
+"""Where latents come from, and the ways between them: priors, mixtures, walks, directions."""
