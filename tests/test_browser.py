@@ -1,6 +1,8 @@
-"""Lesson 16b in a real browser: JupyterLab runs it in headless Chromium, a slider is moved, and the picture changes.
+"""Lesson 16b in a real browser: JupyterLab runs it in headless Chromium, a slider is moved,
+and the picture changes.
 
-Skipped, with the reason, where something is missing; with BROWSER=required in the environment that is an error instead (.ci/run sets it).
+Skipped, with the reason, where something is missing; with BROWSER=required in the environment
+that is an error instead (.ci/run sets it).
 The screenshot is kept in screenshots/, which git ignores and CI uploads.
 """
 import importlib.util, json, os, shutil, socket, subprocess, sys, time
@@ -12,41 +14,65 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SHOTS = ROOT/'screenshots'
 CHROMES = 'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'
-FLAGS = '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+FLAGS = '''--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+--disable-component-update --disable-sync'''.split()
 
 
 def chrome() -> str:
-    "Path of a browser, or a skip (an error where it is required) that names what is missing and how to get it."
+    "Path of a browser, or a skip (an error where it is required) that names what is missing."
     missing = [p for p in ('jupyterlab', 'ipywidgets', 'playwright') if not importlib.util.find_spec(p)]
     path = next(filter(None, map(shutil.which, CHROMES)), '')
-    why = f'needs {", ".join(missing)}: pip install -e ".[dev]"' if missing else '' if path else 'needs Chromium: apt-get install --no-install-recommends chromium fonts-dejavu-core'
+    why = '' if path else 'needs Chromium: apt-get install --no-install-recommends chromium fonts-dejavu-core'
+    if missing: why = f'needs {", ".join(missing)}: pip install -e ".[dev]"'
     if why and os.environ.get('BROWSER') == 'required': pytest.fail(why)
     if why: pytest.skip(why)
     return path
 
 
-@pytest.fixture
-def lab(tmp_path):
-    "Address of a JupyterLab that knows nothing of this machine's settings; it serves one folder with the lesson in it."
-    chrome()
-    (tmp_path/'work').mkdir()
-    nb = json.loads((ROOT/'nbs/16b_explore.ipynb').read_text())
-    for c in nb['cells']: c.update(outputs=[], execution_count=None) if c['cell_type'] == 'code' else None  # what is seen was made now
-    (tmp_path/'work/lesson.ipynb').write_text(json.dumps(nb))
-    for name, text in (('notebook-extension/tracker', '{"windowingMode": "none"}'), ('apputils-extension/notification', '{"fetchNews": "false"}')):  # all cells stay in the page; no questions
-        path = tmp_path/'settings/@jupyterlab'/f'{name}.jupyterlab-settings'
+SETTINGS = {  # all cells stay in the page; no questions
+    'notebook-extension/tracker': '{"windowingMode": "none"}',
+    'apputils-extension/notification': '{"fetchNews": "false"}'}
+
+
+def furnish(folder):
+    "The lesson without its outputs, so that what is seen was made now; and the settings of JupyterLab."
+    (folder/'work').mkdir()
+    nb = json.loads((ROOT/'nbs/16b_explore.ipynb').read_text(encoding='utf-8'))
+    for c in nb['cells']:
+        if c['cell_type'] == 'code': c.update(outputs=[], execution_count=None)
+    (folder/'work/lesson.ipynb').write_text(json.dumps(nb), encoding='utf-8')
+    for name, text in SETTINGS.items():
+        path = folder/'settings/@jupyterlab'/f'{name}.jupyterlab-settings'
         path.parent.mkdir(parents=True)
-        path.write_text(text)
+        path.write_text(text, encoding='utf-8')
+
+
+def free_port() -> int:
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    folders = {k: str(tmp_path/k.lower()) for k in ('HOME', 'JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR')}
-    env = {**os.environ, **folders, 'JUPYTERLAB_SETTINGS_DIR': str(tmp_path/'settings'), 'JUPYTER_TOKEN': 'test', 'IN_TEST': '1', 'PYTHONPATH': str(ROOT)}
-    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', f'--ServerApp.root_dir={tmp_path/"work"}',
-               '--LabApp.news_url=None', '--LabApp.extension_manager=readonly']
-    with open(tmp_path/'lab.log', 'w') as log: server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+        return s.getsockname()[1]
+
+
+@pytest.fixture
+def lab(tmp_path):
+    "Address of a JupyterLab that knows nothing of this machine's settings; it serves the lesson."
+    chrome()
+    furnish(tmp_path)
+    port, log = free_port(), tmp_path/'lab.log'
+    own = 'HOME', 'JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR'
+    env = os.environ | {k: str(tmp_path/k.lower()) for k in own}
+    env |= dict(JUPYTERLAB_SETTINGS_DIR=str(tmp_path/'settings'), JUPYTER_TOKEN='test')
+    env |= dict(IN_TEST='1', PYTHONPATH=str(ROOT))
+    command = [
+        sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}',
+        f'--ServerApp.root_dir={tmp_path/"work"}', '--LabApp.news_url=None',
+        '--LabApp.extension_manager=readonly']
+    with open(log, 'w', encoding='utf-8') as f:
+        server = subprocess.Popen(command, env=env, stdout=f, stderr=f)
+    def listens(): return urlopen(f'http://127.0.0.1:{port}/api?token=test', timeout=5).status == 200
+    def last_words(): return log.read_text(encoding='utf-8')[-2000:]
     try:
-        wait(lambda: urlopen(f'http://127.0.0.1:{port}/api?token=test', timeout=5).status == 200, 60, lambda: (tmp_path/'lab.log').read_text()[-2000:])
+        wait(listens, 60, last_words)
         yield f'http://127.0.0.1:{port}/lab/tree/lesson.ipynb?token=test&reset'
     finally:
         server.terminate()  # ends its kernels, too
@@ -66,8 +92,10 @@ def wait(ready, seconds, tell):
 
 
 def ran(page) -> bool:
-    "Run All Cells is over: the last code cell has a number. Where JupyterLab asks which kernel, its proposal is taken."
-    if page.locator('.jp-Dialog .jp-mod-accept').count(): page.locator('.jp-Dialog .jp-mod-accept').first.click()
+    """Run All Cells is over: the last code cell has a number.
+    Where JupyterLab asks which kernel, its proposal is taken."""
+    accept = page.locator('.jp-Dialog .jp-mod-accept')
+    if accept.count(): accept.first.click()
     prompts = page.locator('.jp-CodeCell .jp-InputPrompt').all_inner_texts()
     wrong = page.locator('.jp-RenderedText', has_text='Traceback (most recent call last)')
     if wrong.count(): pytest.fail(wrong.first.inner_text())
@@ -77,11 +105,15 @@ def ran(page) -> bool:
 def test_a_slider_changes_the_picture(lab, tmp_path):
     from playwright.sync_api import sync_playwright
     with sync_playwright() as p:
-        context = p.chromium.launch_persistent_context(str(tmp_path/'profile'), executable_path=chrome(), headless=True, args=FLAGS, viewport=dict(width=1100, height=720))
+        look = dict(headless=True, args=FLAGS, viewport=dict(width=1100, height=720))
+        profile = str(tmp_path/'profile')
+        context = p.chromium.launch_persistent_context(profile, executable_path=chrome(), **look)
         page = context.new_page()
         page.goto(lab)
         page.locator('.jp-CodeCell').first.wait_for(timeout=120_000)
-        def text(): return page.locator('#jp-main-statusbar').inner_text() + '\n' + '\n'.join(page.locator('.jp-OutputArea-output').all_inner_texts())[-1500:]
+        def text():
+            shown = page.locator('.jp-OutputArea-output').all_inner_texts()
+            return page.locator('#jp-main-statusbar').inner_text() + '\n' + '\n'.join(shown)[-1500:]
         wait(lambda: 'Idle' in text() or page.locator('.jp-Dialog').count(), 60, text)
         page.keyboard.press('Control+b')  # no file browser: room for the panel
         page.get_by_role('menuitem', name='Run', exact=True).click()
@@ -94,7 +126,9 @@ def test_a_slider_changes_the_picture(lab, tmp_path):
         seen, said = image.get_attribute('src'), panel.locator('code').inner_text()
         assert image.evaluate('e => e.naturalWidth') == 256 and handles.count() == 8 and said == 'State()'
         for _ in range(12): handles.nth(2).press('ArrowRight')   # direction 1
-        wait(lambda: 'steps=' in panel.locator('code').inner_text() and image.get_attribute('src') != seen, 20, text)
+        def moved():
+            return 'steps=' in panel.locator('code').inner_text() and image.get_attribute('src') != seen
+        wait(moved, 20, text)
         picture(page, 'explore', panel.locator('.widget-hbox').first)
         other = page.locator('.jp-OutputArea-output:has(.widget-image)').nth(1)
         def upload(**file):

@@ -1,4 +1,5 @@
-"""Comparisons as a user runs them: stopped by a kill and continued, called again, called wrongly; scores that carry their card."""
+"""Comparisons as a user runs them: stopped by a kill and continued, called again, called wrongly;
+scores that carry their card."""
 import csv, json, os, signal, subprocess, sys, time
 
 import pytest
@@ -15,7 +16,17 @@ KW = dict(minutes=MINUTES, n=64, features='random', progress=False)
 
 
 def noise(seed=0, n=96):
-    return Images(torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)), source='noise')
+    g = torch.Generator().manual_seed(seed)
+    return Images(torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=g), source='noise')
+
+
+def read_json(path): return json.loads(path.read_text(encoding='utf-8'))
+
+
+def change_json(path, change):
+    info = read_json(path)
+    change(info)
+    path.write_text(json.dumps(info), encoding='utf-8')
 
 
 @pytest.fixture(scope='module')
@@ -29,28 +40,31 @@ def done(tmp_path_factory):
 def test_variants_are_recipes_with_changes():
     assert variant('dcgan-819') == ('dcgan-819', {})
     name, changes = variant('dcgan-819:real_target=0.9,betas=0/0.9,sn=no,norm=group,d_rounds=2')
-    assert recipe(name, **changes).betas == (0., .9) and changes == dict(real_target=.9, betas=(0., .9), sn=False, norm='group', d_rounds=2)
+    assert recipe(name, **changes).betas == (0., .9)
+    assert changes == dict(real_target=.9, betas=(0., .9), sn=False, norm='group', d_rounds=2)
 
 
-@pytest.mark.parametrize('words, says', [('dcgan-918', 'no recipe'), ('dcgan-819:colour=red', 'colour'), ('dcgan-819:flip=often', 'float'),
-                                         ('dcgan-819:flip', 'field=value'), ('dcgan-819:sn=perhaps', 'bool'), ('dcgan-819:norm=layer', 'norm')])
+@pytest.mark.parametrize('words, says', [
+    ('dcgan-918', 'no recipe'), ('dcgan-819:colour=red', 'colour'), ('dcgan-819:flip=often', 'float'),
+    ('dcgan-819:flip', 'field=value'), ('dcgan-819:sn=perhaps', 'bool'), ('dcgan-819:norm=layer', 'norm')])
 def test_wrong_variants(words, says):
     with pytest.raises(ValueError, match=says) as e: variant(words)
     assert '\n' not in str(e.value)
 
 
 def test_values_from_text():
-    assert read_value(bool, 'yes') is True and read_value(bool, 'False') is False and read_value(int, '3') == 3
+    assert read_value(bool, 'yes') is True and read_value(bool, 'False') is False
+    assert read_value(int, '3') == 3
 
 
 def test_table_has_a_row_for_each_run(done):
     names, out, text = done
-    with open(out/'table.csv') as f: rows = list(csv.DictReader(f))
+    with open(out/'table.csv', encoding='utf-8') as f: rows = list(csv.DictReader(f))
     assert [(r['recipe'], r['seed']) for r in rows] == [(w, s) for w in names for s in '01']
     for r in rows:
         assert float(r['images_per_s']) > 0 and float(r['seconds']) >= 60*MINUTES and int(r['images']) > 0
-        assert 0 <= float(r['precision']) <= 1 and 0 <= float(r['recall']) <= 1 and 0 <= float(r['memorised']) <= 1
-    table = (out/'table.md').read_text()
+        assert all(0 <= float(r[k]) <= 1 for k in ('precision', 'recall', 'memorised'))
+    table = (out/'table.md').read_text(encoding='utf-8')
     assert all(w in table for w in names) and 'floor' in table and 'ceiling' in table and 'random' in table
     assert table.strip() in str(text) or str(text).strip() in table
     assert (out/'grids.png').stat().st_size > 1000
@@ -68,12 +82,17 @@ def test_again_it_trains_nothing(done):
 @pytest.mark.parametrize('change', [dict(data=noise(1)), dict(minutes=2*MINUTES)])
 def test_another_comparison_needs_another_folder(done, change):
     names, out, _ = done
-    with pytest.raises(ValueError, match='another'): compare(names, **dict(data=noise(), out=out, seeds=1) | KW | change)
+    kw = dict(data=noise(), out=out, seeds=1) | KW | change
+    with pytest.raises(ValueError, match='another'): compare(names, **kw)
 
 
 def test_wrong_words_cost_nothing(tmp_path):
-    for names, kw in ((['dcgan-918'], {}), (['dcgan-819', 'dcgan-819'], {}), ([], {}), (['dcgan-819'], dict(seeds=0)), (['dcgan-819'], dict(minutes=0)),
-                      (['dcgan-819'], dict(features='resnet')), (['dcgan-819', 'dcgan-quick:size=64'], {}), (['dcgan-819:' + SMALL], dict(n=2))):
+    wrong = [
+        (['dcgan-918'], {}), (['dcgan-819', 'dcgan-819'], {}), ([], {}),
+        (['dcgan-819'], dict(seeds=0)), (['dcgan-819'], dict(minutes=0)),
+        (['dcgan-819'], dict(features='resnet')),
+        (['dcgan-819', 'dcgan-quick:size=64'], {}), (['dcgan-819:' + SMALL], dict(n=2))]
+    for names, kw in wrong:
         with pytest.raises(ValueError) as e: compare(names, noise(), out=tmp_path/'none', **KW | kw)
         assert '\n' not in str(e.value) and not (tmp_path/'none').exists()
 
@@ -81,17 +100,17 @@ def test_wrong_words_cost_nothing(tmp_path):
 def test_scores_are_stored_with_their_card(tmp_path):
     train('dcgan-quick', noise(), tmp_path/'run', steps=2, progress=False, size=32, ngf=8, ndf=8, batch=16)
     scores = evaluate(tmp_path/'run', noise(), n=64, features='random')
-    stored = json.loads((tmp_path/'run/scores.json').read_text())
-    assert stored['step'] == 2 and stored['card']['extractor'].startswith('random') and stored['card']['n_fake'] == 64
+    stored = read_json(tmp_path/'run/scores.json')
+    assert stored['step'] == 2 and stored['card']['n_fake'] == 64
+    assert stored['card']['extractor'].startswith('random')
     assert evaluate(tmp_path/'run', noise(), n=64, features='random').to_dict() == scores.to_dict()
 
 
 def test_other_images_than_those_of_the_run_are_not_scored_silently(tmp_path):
-    train('dcgan-quick', 'creatures:40', tmp_path/'run', steps=1, progress=False, size=32, ngf=8, ndf=8, batch=16)
+    small = dict(size=32, ngf=8, ndf=8, batch=16)
+    train('dcgan-quick', 'creatures:40', tmp_path/'run', steps=1, progress=False, **small)
     evaluate(tmp_path/'run', n=32, features='random')
-    info = json.loads((tmp_path/'run/run.json').read_text())
-    info['data']['source'] = 'creatures:41'
-    (tmp_path/'run/run.json').write_text(json.dumps(info))
+    change_json(tmp_path/'run/run.json', lambda info: info['data'].update(source='creatures:41'))
     with pytest.raises(ValueError, match='other images'): evaluate(tmp_path/'run', n=32, features='random')
 
 
@@ -101,27 +120,30 @@ def test_a_run_that_breaks_is_marked_and_not_repeated(tmp_path):
     assert '(broken off)' in table
     run = next((tmp_path/'c').glob('*/run.json'))
     before = run.stat().st_mtime_ns
-    assert 'NaN' in json.loads(run.read_text())['stopped']
+    assert 'NaN' in read_json(run)['stopped']
     assert compare(names, noise(), out=tmp_path/'c', **KW) == table and run.stat().st_mtime_ns == before
 
 
 def test_an_evaluated_half_is_finished_not_taken_for_whole(tmp_path):
     w = f'dcgan-quick:{SMALL}'
     changes = variant(w)[1]
-    train('dcgan-quick', noise(), tmp_path/'c'/f"{w.replace(':', '+')}-0", minutes=MINUTES/4, progress=False, **changes)
+    folder = tmp_path/'c'/f"{w.replace(':', '+')}-0"
+    train('dcgan-quick', noise(), folder, minutes=MINUTES/4, progress=False, **changes)
     half = next((tmp_path/'c').glob('*/run.json'))
-    info = json.loads(half.read_text())
-    info['budget']['minutes'] = MINUTES  # as if it had been killed on the way
-    half.write_text(json.dumps(info))
+    # as if it had been killed on the way
+    change_json(half, lambda info: info['budget'].update(minutes=MINUTES))
     evaluate(half.parent, noise(), n=64, features='random')
     compare([w], noise(), out=tmp_path/'c', **KW)
-    assert json.loads(half.read_text())['seconds'] >= 60*MINUTES
+    assert read_json(half)['seconds'] >= 60*MINUTES
 
 
 def test_killed_and_continued(tmp_path):
-    words = [sys.executable, '-m', 'pokegan', 'compare', f'dcgan-quick:{SMALL}', f'dcgan-quick:{SMALL},lr=0.0002', '--data', 'creatures:96', '--minutes', '.05',
-             '--n', '64', '--features', 'random', '--out', 'c']
-    run = lambda: subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+    names = [f'dcgan-quick:{SMALL}', f'dcgan-quick:{SMALL},lr=0.0002']
+    words = [sys.executable, '-m', 'pokegan', 'compare', *names]
+    words += '--data creatures:96 --minutes .05 --n 64 --features random --out c'.split()
+    kw = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding='utf-8')
+    env = os.environ | dict(OMP_NUM_THREADS='1', PYTHONIOENCODING='utf-8')
+    def run(): return subprocess.Popen(words, cwd=tmp_path, env=env, **kw)
     p, t0 = run(), time.time()
     while not list(tmp_path.glob('c/*/run.json')) and time.time() - t0 < 60: time.sleep(.05)
     time.sleep(1)  # in the middle of the first of two
@@ -131,4 +153,5 @@ def test_killed_and_continued(tmp_path):
     p = run()
     out, err = p.communicate(timeout=120)
     assert p.returncode == 0, err
-    assert 'lr=0.0002' in out and len(list(tmp_path.glob('c/*/scores.json'))) == 2 and (tmp_path/'c/table.md').exists()
+    assert 'lr=0.0002' in out and (tmp_path/'c/table.md').exists()
+    assert len(list(tmp_path.glob('c/*/scores.json'))) == 2

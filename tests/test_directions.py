@@ -36,7 +36,8 @@ def test_any_generator_is_heard_and_left_as_it_was(name):
     assert whole.shape[0] == 300 and whole.shape[1] > 12 and whole.std() > 0
     torch.testing.assert_close(first_activations(G, z, 7), whole, rtol=1e-4, atol=1e-5)
     d, share = principal_directions(G, z, 3)
-    assert d.shape == (3, 12) and share.shape == (3,) and list(share) == sorted(share, reverse=True) and 0 < share.sum() < 1
+    assert d.shape == (3, 12) and share.shape == (3,)
+    assert list(share) == sorted(share, reverse=True) and 0 < share.sum() < 1
     assert G.training and not any(m._forward_hooks for m in G.modules())
     assert all(torch.equal(v, before[k]) for k, v in G.state_dict().items())
     torch.testing.assert_close(principal_directions(G, z, 3)[0], d)   # no global randomness
@@ -50,7 +51,8 @@ def test_components_of_a_matrix_are_its_singular_vectors():
     d, share = principal_directions(nn.Sequential(W), torch.randn(20_000, 8, generator=gen(2)), 4)
     assert (F.normalize(d, dim=1)*right[:, :4].T).sum(1).abs().min() > .995
     assert (share - s[:4]**2/s.square().sum()).abs().max() < .01
-    assert (d.norm(dim=1) - 1).abs().max() < .05   # latents of unit variance: one standard deviation is one unit
+    # latents of unit variance: one standard deviation is one unit
+    assert (d.norm(dim=1) - 1).abs().max() < .05
     assert all(v[v.abs().argmax()] > 0 for v in d)  # a sign that does not depend on chance
 
 
@@ -78,7 +80,8 @@ def test_colour_shares():
     x[0, :, 0, 0] = -1.                  # one black pixel
     h = colour_shares(x)
     assert h.shape == (2, 216) and torch.allclose(h.square().sum(1), torch.tensor([1., 0.]))
-    assert torch.isclose(h[0, 5*36], torch.tensor((7/8)**.5)) and torch.isclose(h[0, 0], torch.tensor((1/8)**.5))
+    assert torch.isclose(h[0, 5*36], torch.tensor((7/8)**.5))
+    assert torch.isclose(h[0, 0], torch.tensor((1/8)**.5))
     assert torch.isfinite(colour_shares(torch.full((1, 3, 2, 2), 1.0001))).all()
 
 

