@@ -1,5 +1,7 @@
-"""What lessons 05 and 06 cannot show in a cell: interrupts, several processes, mapped images, every recipe, budgets in minutes."""
+"""What lessons 05 and 06 cannot show in a cell: interrupts, several processes, mapped images, every recipe,
+budgets in minutes."""
 import json, math
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,90 +22,106 @@ SMALL = dict(size=32, ngf=8, ndf=8, batch=8)
 
 
 def noise(n=40, size=32, seed=0) -> Images:
-    return Images(torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)), source='noise')
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=rng)
+    return Images(x, source='noise')
 
 
-def tensors(run): return read_tensors(run/'state.safetensors')[0]
+def quick(images=None, **changes):
+    r = recipe('dcgan-quick', **SMALL | changes)
+    return make_trainer(r, images or noise())
 
 
-def flat(t): return torch.cat([p.detach().flatten() for m in t.nets.values() for p in m.parameters()])
+def weights(t):
+    every = [p.detach().flatten() for m in t.nets.values() for p in m.parameters()]
+    return torch.cat(every)
 
 
 @pytest.mark.parametrize('name', [r.name for r in DCGAN_RECIPES])
 def test_every_recipe_trains_and_resumes_exactly(name, tmp_path):
-    small = SMALL if name != 'dcgan-fc-128' else SMALL | dict(size=64)
-    data = noise(size=small['size'])
+    size = 64 if name == 'dcgan-fc-128' else 32
+    data, small = noise(size=size), SMALL | dict(size=size)
     train(name, data, tmp_path/'whole', steps=6, progress=False, **small)
     train(name, data, tmp_path/'parts', steps=2, progress=False, **small)
     done = resume(tmp_path/'parts', steps=6, data=data, progress=False)
-    a, b = tensors(tmp_path/'whole'), tensors(tmp_path/'parts')
-    assert [k for k in a if not torch.equal(a[k], b[k])] == [] and a.keys() == b.keys()
+    a, b = (read_tensors(tmp_path/run/'state.safetensors')[0] for run in ('whole', 'parts'))
+    assert a.keys() == b.keys()
+    assert [k for k in a if not torch.equal(a[k], b[k])] == []
     x = done.sample(4)
-    assert x.shape == (4, 3, small['size'], small['size']) and x.abs().max() <= 1 and x.isfinite().all()
+    assert x.shape == (4, 3, size, size)
+    assert x.abs().max() <= 1 and x.isfinite().all()
 
 
 @pytest.mark.parametrize('loss', PAIRS)
 @pytest.mark.parametrize('bf16', [False, True])
 def test_every_loss_gives_finite_weights(loss, bf16):
-    t = make_trainer(recipe('dcgan-quick', loss=loss, **SMALL), noise())
+    t = quick(loss=loss)
     t.bf16 = bf16
-    before = flat(t)
+    before = weights(t)
     t.fit(steps=3)
-    assert flat(t).isfinite().all() and not torch.equal(flat(t), before)
+    assert weights(t).isfinite().all()
+    assert not torch.equal(weights(t), before)
 
 
 def test_clipping_and_rounds():
-    t = make_trainer(recipe('dcgan-quick', loss='wgan', opt='rmsprop', clip=.01, d_rounds=3, ema=0., **SMALL), noise())
+    t = quick(loss='wgan', opt='rmsprop', clip=.01, d_rounds=3, ema=0.)
     t.fit(steps=2)
     assert max(p.abs().max() for p in t.nets['D'].parameters()) <= .01
     assert t.images_seen == 2*3*8
 
 
 def test_two_processes_share_each_step_and_draw_other_latents(monkeypatch):
-    "Ranks take neighbouring pieces of one stream, so together they see what one process with a doubled batch sees."
+    "Ranks take neighbouring pieces of one stream, so together they see what one with a doubled batch sees."
     def draw(rank, world):
         monkeypatch.setenv('RANK', str(rank))
         monkeypatch.setenv('WORLD_SIZE', str(world))
-        t = make_trainer(recipe('dcgan-quick', **SMALL), noise())
+        t = quick()
         t.one_step()
         return t.batch
     one, two = draw(0, 2), draw(1, 2)
     assert not torch.equal(one.z, two.z)
-    whole = Shuffle(40, one.t.shuffle.seed).take(0, 16)
+    both = Shuffle(40, one.t.shuffle.seed).take(0, 16)
     data = noise().x.float()/127.5 - 1
-    assert torch.equal(torch.cat([one.x, two.x]), data[whole])
+    assert torch.equal(torch.cat([one.x, two.x]), data[both])
 
 
 def test_a_later_round_sees_other_reals():
-    t = make_trainer(recipe('dcgan-quick', d_rounds=2, **SMALL), noise())
+    t = quick(d_rounds=2)
     b, D = Batch(t), t.phases[0]
-    b.enter(D); x, z = b.x, b.z
     b.enter(D)
-    assert not torch.equal(b.x, x) and not torch.equal(b.z, z)
+    x, z = b.x, b.z
+    b.enter(D)
+    assert not torch.equal(b.x, x)
+    assert not torch.equal(b.z, z)
+
+
+class InterruptCB(Callback):
+    def after_step(self, t):
+        if t.step == 3: raise KeyboardInterrupt
 
 
 def test_interrupt_saves_and_says_so(tmp_path):
-    class Interrupt(Callback):
-        def after_step(self, t):
-            if t.step == 3: raise KeyboardInterrupt
-    t = make_trainer(recipe('dcgan-quick', **SMALL), noise())
-    t.callbacks += [CheckpointCB(tmp_path/'r', dict(recipe={})), Interrupt()]
+    t = quick()
+    t.callbacks += [CheckpointCB(tmp_path/'r', dict(recipe={})), InterruptCB()]
     t.fit(steps=100)
-    info = json.loads((tmp_path/'r/run.json').read_text())
-    assert t.stop == info['stopped'] == 'interrupted' and info['step'] == 3 == read_tensors(tmp_path/'r/state.safetensors')[1]['step']
+    info = json.loads((tmp_path/'r/run.json').read_text(encoding='utf-8'))
+    _, meta = read_tensors(tmp_path/'r/state.safetensors')
+    assert t.stop == info['stopped'] == 'interrupted'
+    assert info['step'] == 3 == meta['step']
 
 
 def test_minutes_are_kept():
-    t = make_trainer(recipe('dcgan-quick', **SMALL), noise()).fit(minutes=1/60)
-    assert 1 <= t.seconds < 2 and t.step > 1
+    t = quick().fit(minutes=1/60)
+    assert 1 <= t.seconds < 2
+    assert t.step > 1
 
 
 def test_trains_from_a_mapped_file(tmp_path):
     data = noise()
     data.save(tmp_path/'prepared')
-    a = make_trainer(recipe('dcgan-quick', **SMALL), Images.open(tmp_path/'prepared')).fit(steps=2)
-    b = make_trainer(recipe('dcgan-quick', **SMALL), data).fit(steps=2)
-    assert torch.equal(flat(a), flat(b))
+    a = quick(Images.open(tmp_path/'prepared')).fit(steps=2)
+    b = quick(data).fit(steps=2)
+    assert torch.equal(weights(a), weights(b))
 
 
 def test_global_randomness_is_left_alone():
@@ -117,23 +135,33 @@ def test_global_randomness_is_left_alone():
 def test_log_and_run_agree(tmp_path):
     done = train('dcgan-quick', noise(), tmp_path/'r', steps=40, progress=False, **SMALL)
     rows = read_log(tmp_path/'r/log.csv')
-    assert [r['step'] for r in rows] == [20, 40] and rows[-1]['images'] == 320 == done.info['images']
+    assert [r['step'] for r in rows] == [20, 40]
+    assert rows[-1]['images'] == 320 == done.info['images']
     assert all(math.isfinite(v) for r in rows for v in r.values())
-    assert torch.equal(load_run(tmp_path/'r').sample(3, seed=1), done.sample(3, seed=1))
+    again = load_run(tmp_path/'r')
+    assert torch.equal(again.sample(3, seed=1), done.sample(3, seed=1))
 
 
-def test_one_line_each():
-    for words, call in {'64': lambda: make_trainer(recipe('dcgan-quick'), noise()), 'dcgan-819': lambda: recipe('dcgan-820'), 'has no ngff': lambda: recipe('dcgan-819', ngff=3),
-                        'cpu': lambda: pick_device('abacus'), 'budget': lambda: make_trainer(recipe('dcgan-quick', **SMALL), noise()).fit(),
-                        'steps': lambda: make_trainer(recipe('dcgan-quick', **SMALL), noise()).fit(steps=0)}.items():
-        with pytest.raises(ValueError, match=words) as e: call()
-        assert '\n' not in str(e.value)
+@pytest.mark.parametrize('call, words', [
+    (lambda: make_trainer(recipe('dcgan-quick'), noise()), '64'),
+    (lambda: recipe('dcgan-820'), 'dcgan-819'),
+    (lambda: recipe('dcgan-819', ngff=3), 'has no ngff'),
+    (lambda: pick_device('abacus'), 'cpu'),
+    (lambda: quick().fit(), 'budget'),
+    (lambda: quick().fit(steps=0), 'steps')])
+def test_one_line_each(call, words):
+    with pytest.raises(ValueError, match=words) as e: call()
+    assert '\n' not in str(e.value)
+
+
+def test_whether_the_processor_has_bfloat16_is_yes_or_no():
     assert isinstance(has_bf16(torch.device('cpu')), bool)
 
 
 def test_diagnoses_name_their_lesson():
-    from pathlib import Path
-    worst = diagnose(share=0., acc=1., finite=True, lo=0., hi=1.) | diagnose(share=1., acc=.5, finite=False, lo=-1., hi=1.)
+    worst = diagnose(share=0., acc=1., finite=True, lo=0., hi=1.)
+    worst |= diagnose(share=1., acc=.5, finite=False, lo=-1., hi=1.)
     assert set(worst) == {'collapse', 'D has won', 'range mismatch', 'NaN'}
-    lessons = {p.stem for p in (Path(__file__).parent.parent/'nbs').glob('*.ipynb')}
-    assert all(line.split('see lesson ')[1] in lessons for line in worst.values())
+    notebooks = Path(__file__).parent.parent/'nbs'
+    lessons = {p.stem for p in notebooks.glob('*.ipynb')}
+    for line in worst.values(): assert line.split('see lesson ')[1] in lessons
