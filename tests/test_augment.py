@@ -1,4 +1,4 @@
-"""Augmentation in front of D: ranges of the papers, gradients, no waiting for the device, exact resume, and where it stands in the game."""
+"Augmentation in front of D: ranges, gradients, no waiting for the device, exact resume, its place."
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,19 +20,23 @@ TOY = GANRecipe('toy', '', size=32, nz=16, ngf=8, ndf=8, d_norm='group')
 def rng(seed=0): return torch.Generator().manual_seed(seed)
 
 
-def pictures(n=64, size=32, seed=0, dtype=torch.float32): return torch.rand(n, 3, size, size, generator=rng(seed), dtype=dtype)*2 - 1
+def pictures(n=64, size=32, seed=0, dtype=torch.float32):
+    return torch.rand(n, 3, size, size, generator=rng(seed), dtype=dtype)*2 - 1
 
 
 def noise(n=40, size=32) -> Images:
-    return Images(torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=rng()), source='noise')
+    x = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=rng())
+    return Images(x, source='noise')
 
 
 def game(augment=None, bf16=False, pair=(d_bce, g_bce), callbacks=(), r=TOY, **kw) -> Trainer:
     nets, (d, g) = r.networks(seed=0), pair
     opts = [torch.optim.Adam(nets[k].parameters(), 1e-3, (.5, .99), fused=True) for k in 'GD']
-    phases = gan_phases(nets['G'], nets['D'], *opts, lambda real, fake, generator: d(real, fake), g, augment=augment, **kw)
+    def d_loss(real, fake, generator): return d(real, fake)
+    phases = gan_phases(nets['G'], nets['D'], *opts, d_loss, g, augment=augment, **kw)
     if isinstance(augment, AdaptiveAugment): nets['augment'] = augment
-    return Trainer(nets, phases, noise(), lambda n, generator: normal(n, r.nz, generator), 8, callbacks=callbacks, device='cpu', bf16=bf16)
+    def prior(n, generator): return normal(n, r.nz, generator)
+    return Trainer(nets, phases, noise(), prior, 8, callbacks=callbacks, device='cpu', bf16=bf16)
 
 
 def test_colour_ranges_are_those_of_the_paper():
@@ -55,14 +59,16 @@ def test_translation_moves_by_at_most_an_eighth_and_equally_often(size, s):
     x[:, :, size//2, size//2] = -1.
     y = translate(x, rng())
     at = (y[:, 0] == -1).nonzero()
-    assert len(at) == 4000 and set((at[:, 1] - size//2).tolist()) == set((at[:, 2] - size//2).tolist()) == set(range(-s, s+1))
+    down, right = ((at[:, i] - size//2).tolist() for i in (1, 2))
+    assert len(at) == 4000 and set(down) == set(right) == set(range(-s, s+1))
     counts = torch.bincount(at[:, 1] - size//2 + s).double()
     assert ((counts - 4000/(2*s+1))**2/(4000/(2*s+1))).sum() < 3*(2*s) + 12, 'uniform, by chi square'
     assert torch.corrcoef(at[:, 1:].T.double())[0, 1].abs() < .06, 'down and right on their own'
 
 
 def test_shift_against_roll():
-    x, by = pictures(9, 8), torch.tensor([[-2, -2, -2, 0, 0, 0, 1, 2, 2], [-2, 0, 1, -1, 0, 2, -2, 0, 2]])
+    by = torch.tensor([[-2, -2, -2, 0, 0, 0, 1, 2, 2], [-2, 0, 1, -1, 0, 2, -2, 0, 2]])
+    x = pictures(9, 8)
     for layout in (torch.contiguous_format, torch.channels_last):
         y = Shift.apply(x.contiguous(memory_format=layout), by, 2, .25)
         for a, b, (dy, dx) in zip(y, x, by.T.tolist()):
@@ -96,7 +102,8 @@ def test_seed_chance_shape(f):
     assert (some > .9 if f.__name__ == 'change' else .2 < some < .8)
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
-    assert f(x, rng()).shape == x.shape and torch.equal(torch.random.get_rng_state(), before), 'randomness from the generator alone'
+    assert f(x, rng()).shape == x.shape
+    assert torch.equal(torch.random.get_rng_state(), before), 'randomness from the generator alone'
 
 
 def test_layout_and_precision():
@@ -118,7 +125,8 @@ def test_nothing_waits_for_the_device():
 
 
 def test_names():
-    assert torch.equal(diffaugment('color, translation')(pictures(), rng()), diffaugment('color+translation')(pictures(), rng()))
+    a, b = (diffaugment(names)(pictures(), rng()) for names in ('color, translation', 'color+translation'))
+    assert torch.equal(a, b)
     for wrong in ('colour', '', 'color+'):
         with pytest.raises(ValueError, match='color, translation, cutout'): diffaugment(wrong)
 
@@ -131,11 +139,13 @@ def test_d_sees_changed_reals_and_fakes_in_both_moves():
     t, seen = game(spy), []
     t.nets['D'].register_forward_pre_hook(lambda m, a: seen.append(a[0].min().item()))
     t.one_step()
-    assert calls == [((8, 3, 32, 32), False)]*2 + [((8, 3, 32, 32), True)] and len(seen) == 3 and min(seen) > 8
+    size = (8, 3, 32, 32)
+    assert calls == [(size, False), (size, False), (size, True)] and len(seen) == 3 and min(seen) > 8
     assert t.batch.x.abs().max() <= 1, 'the data itself is not changed'
     calls.clear()
     game(spy, pair=(d_relativistic, g_relativistic), paired=True).one_step()
-    assert len(calls) == 4 and sum(grad for _, grad in calls) == 1, 'a paired loss of G sees changed reals as well'
+    assert len(calls) == 4, 'a paired loss of G sees changed reals as well'
+    assert sum(grad for _, grad in calls) == 1
 
 
 def test_no_augmentation_changes_nothing():
@@ -150,16 +160,19 @@ def test_penalty_joins_the_loss_in_one_backward_pass(bf16):
     def keep(x, generator):  # what D will see, drawn once
         seen.append(diffaugment()(x, generator))
         return seen[-1]
-    t = game(keep, bf16, (d_wgan, g_wgan), penalty=lambda D, x, x_hat, generator: 10*gp(D, x, x_hat, rng(5)))
+    def penalty(D, x, x_hat, generator): return 10*gp(D, x, x_hat, rng(5))
+    t = game(keep, bf16, (d_wgan, g_wgan), penalty=penalty)
     move, grads = t.phases[0], {}
-    move.opt.step = lambda: grads.update({k: p.grad.clone() for k, p in t.nets['D'].named_parameters()})
+    def step(): grads.update({k: p.grad.clone() for k, p in t.nets['D'].named_parameters()})
+    move.opt.step = step
     t.one_step()
     x, x_hat = seen[:2]
     with t.autocast(): wasserstein = d_wgan(D(x).float(), D(x_hat).float())
     extra = 10*gp(D, x, x_hat, rng(5))
     torch.testing.assert_close(t.logs['D/penalty'], extra.detach(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(t.logs['D/loss'], (wasserstein + extra).detach(), rtol=1e-5, atol=1e-5)
-    for (k, p), g in zip(D.named_parameters(), torch.autograd.grad(wasserstein + extra, D.parameters())):
+    want = torch.autograd.grad(wasserstein + extra, D.parameters())
+    for (k, p), g in zip(D.named_parameters(), want):
         torch.testing.assert_close(grads[k], g, rtol=2e-4, atol=1e-5)
 
 
@@ -199,14 +212,18 @@ def test_adaptive_run_resumes_to_the_bit(rounds, tmp_path):
     again.fit(steps=12)
     for n, m in whole.nets.items():
         for k, v in m.state_dict().items(): assert torch.equal(v, again.nets[n].state_dict()[k]), f'{n}.{k}'
-    assert whole.nets['augment'].p not in (.5, parts.nets['augment'].p) and torch.equal(whole.logs['ADA/p'], whole.nets['augment'].p)
+    p = whole.nets['augment'].p
+    assert p not in (.5, parts.nets['augment'].p) and torch.equal(whole.logs['ADA/p'], p)
     step = 8*rounds/2000
-    moved = (whole.nets['augment'].p - .5).item()/step
+    moved = (p - .5).item()/step
     assert abs(moved - round(moved)) < 1e-3, 'p moves by the images of a step'
 
 
-@pytest.mark.parametrize('r', [TOY, GANRecipe('sn', '', size=32, nz=16, ngf=8, ndf=8, sn=True, norm_first=True),
-                               GANRecipe('keras', '', arch='keras', size=32, nz=16, ngf=8, ndf=8)], ids=lambda r: r.name)
+@pytest.mark.parametrize('r', [
+    TOY,
+    GANRecipe('sn', '', size=32, nz=16, ngf=8, ndf=8, sn=True, norm_first=True),
+    GANRecipe('keras', '', arch='keras', size=32, nz=16, ngf=8, ndf=8),
+], ids=lambda r: r.name)
 def test_looking_at_held_out_pictures_changes_nothing(r):
     look = HeldOutCB(noise(300), every=2)
     a, b = game(r=r).fit(steps=4), game(r=r, callbacks=[look]).fit(steps=4)

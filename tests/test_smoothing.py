@@ -16,9 +16,9 @@ def test_targets_without_noise_are_constant():
 
 def test_targets_are_drawn_afresh_and_repeat_with_the_generator():
     g = gen()
-    a, b = noisy_targets(50, 0.85, 0.15, 0.15, 0.05, g), noisy_targets(50, 0.85, 0.15, 0.15, 0.05, g)
+    a, b = noisy_targets(50, 0.85, 0.15, 0.15, 0.05, generator=g), noisy_targets(50, 0.85, 0.15, 0.15, 0.05, generator=g)
     assert not torch.equal(a[0], b[0])
-    assert torch.equal(a[0], noisy_targets(50, 0.85, 0.15, 0.15, 0.05, gen())[0])
+    assert torch.equal(a[0], noisy_targets(50, 0.85, 0.15, 0.15, 0.05, generator=gen())[0])
 
 def test_noise_has_the_right_spread():
     r, f = noisy_targets(100_000, 0.85, 0.15, 0.15, generator=gen())
@@ -40,13 +40,13 @@ def test_targets_fit_the_loss():
 
 @pytest.mark.parametrize('flip', [0., .05, .5, 1.])
 def test_expected_targets_are_the_mean_of_the_draws(flip):
-    want, got = expected_targets(.85, .15, flip), noisy_targets(200_000, .85, .15, .15, flip, gen())
+    want, got = expected_targets(.85, .15, flip), noisy_targets(200_000, .85, .15, .15, flip, generator=gen())
     for w, g in zip(want, got): assert abs(g.mean() - w) < 0.003
     assert expected_targets(.9, 0.) == (.9, 0.)
 
 def test_noise_moves_neither_the_loss_nor_its_gradient_on_average():
     l, g = torch.linspace(-5, 5, 32, dtype=torch.float64).requires_grad_(), gen()
-    draws = [noisy_targets(32, .85, .15, .15, .05, g)[0].double() for _ in range(20_000)]
+    draws = [noisy_targets(32, .85, .15, .15, .05, generator=g)[0].double() for _ in range(20_000)]
     mean, _ = expected_targets(.85, .15, .05)
     assert abs(torch.stack([bce(l.detach(), t) for t in draws]).mean() - bce(l.detach(), mean)) < 0.01
     grad, = torch.autograd.grad(bce(l, torch.stack(draws).mean(0)), l)   # the gradient is linear in t: the mean of gradients

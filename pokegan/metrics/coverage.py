@@ -21,23 +21,34 @@ from .features import class_probs, Extractor, features
 # %% ../../nbs/08d_coverage.ipynb #c005
 def labelled_creatures(
     n:int, # how many creatures
-    species:int|list|None=None, # as in `creatures.draw`: a number, a list taken in turn, None for a random one of 1,000
+    species:int|list|None=None, # as in `creatures.draw`: a number, or a list taken in turn
     size:int=32, # px
     seed:int=0, # another seed, other creatures
     start:int=0, # number of the first creature
-)->Images: # on white, every factor as a label
+) -> Images: # on white, every factor as a label
     "Creatures of chosen species as a labelled set. Raises ValueError for numbers out of range."
     from pokegan.creatures.species import draw
     c = draw(n, size, seed, species, start)
-    return Images(torch.from_numpy(np.ascontiguousarray(laid_on(c.rgba, (255, 255, 255)))), c.labels, source=f'labelled_creatures of {n} creatures, seed {seed}')
+    x = np.ascontiguousarray(laid_on(c.rgba, (255, 255, 255)))
+    return Images(torch.from_numpy(x), c.labels, source=f'labelled_creatures of {n} creatures, seed {seed}')
 
 # %% ../../nbs/08d_coverage.ipynb #c009
 def small_net(
     d:int=96, # features
-)->nn.Sequential: # (b,3,h,w) in [-1,1] -> (b,d)
+) -> nn.Sequential: # (b,3,h,w) in [-1,1] -> (b,d)
     "Five convolutions and a mean over positions."
-    def block(ni, nf, s): return nn.Sequential(nn.Conv2d(ni, nf, 3, s, 1, bias=False), nn.BatchNorm2d(nf), nn.ReLU(True))
-    return nn.Sequential(block(3, 16, 1), block(16, 32, 2), block(32, 64, 2), block(64, 64, 1), block(64, d, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    def block(ni, nf, s):
+        conv = nn.Conv2d(ni, nf, 3, s, 1, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(nf), nn.ReLU(True))
+    return nn.Sequential(
+        block(3, 16, 1),
+        block(16, 32, 2),
+        block(32, 64, 2),
+        block(64, 64, 1),
+        block(64, d, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
 
 class Classifier(Extractor):
     "An extractor that was taught names: calling it gives features, `logits` gives a score for each name."
@@ -54,7 +65,7 @@ class Classifier(Extractor):
 def jitter(
     x:Tensor, # (b,3,h,w), the same colour all along the border
     generator:torch.Generator, # on the CPU
-)->Tensor: # (b,3,h,w)
+) -> Tensor: # (b,3,h,w)
     "Half of the pictures mirrored, the whole batch moved by up to 2 px."
     dy, dx = torch.randint(-2, 3, (2,), generator=generator).tolist()
     flip = torch.rand(len(x), 1, 1, 1, generator=generator) < .5
@@ -63,15 +74,22 @@ def jitter(
 def class_numbers(
     images:Images, # labelled
     label:str, # one of its columns
-)->tuple: # names of the classes, sorted, and (n,) int64
-    "A column of labels as numbers. Raises ValueError without such a column, or when all its values are equal."
-    if label not in images.labels: raise ValueError(f"there is no label {label!r}; these pictures have {', '.join(images.labels) or 'none'}")
-    names = sorted(set(images.labels[label]))
-    if len(names) < 2: raise ValueError(f"label {label!r} has fewer than two values; a classifier needs two or more")
+) -> tuple: # names of the classes, sorted, and (n,) int64
+    "Labels as numbers. Raises ValueError without such a column, or when all its values are equal."
+    if label not in images.labels:
+        have = ', '.join(images.labels) or 'none'
+        raise ValueError(f'there is no label {label!r}; these pictures have {have}')
+    values = images.labels[label]
+    names = sorted(set(values))
+    if len(names) < 2: raise ValueError(f'label {label!r} has fewer than two values; '
+                                        'a classifier needs two or more')
     number = {v: i for i, v in enumerate(names)}
-    return names, torch.tensor([number[v] for v in images.labels[label]])
+    return names, torch.tensor([number[v] for v in values])
 
 # %% ../../nbs/08d_coverage.ipynb #c014
+def _schedule(n, epochs, batch, generator): # row numbers of each batch, epoch by epoch
+    for _ in range(epochs): yield from torch.randperm(n, generator=generator).split(batch)
+
 def train_classifier(
     images:Images, # labelled pictures; hold some back, and judge by these
     label:str, # the column to predict: 'type', 'plan', 'species', …
@@ -79,30 +97,33 @@ def train_classifier(
     seed:int=0, # of everything random
     batch:int=32, # pictures in a step
     lr:float=4e-3, # highest learning rate
-)->Classifier: # on the CPU, frozen
-    "Learn to name pictures; seconds for some thousands. Raises ValueError on a label that cannot be learned."
+) -> Classifier: # on the CPU, frozen
+    "Seconds for some thousands of pictures. Raises ValueError on a label that cannot be learned."
     names, y = class_numbers(images, label)
     g = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Classifier(names, f'{label} classifier').requires_grad_(True).train()
     opt = torch.optim.AdamW(net.parameters(), lr, weight_decay=.05, fused=True)
-    plan = torch.optim.lr_scheduler.OneCycleLR(opt, lr, epochs*-(-len(y)//batch))
-    for idx in (i for _ in range(epochs) for i in torch.randperm(len(y), generator=g).split(batch)):
-        loss = F.cross_entropy(net.logits(jitter(to_float(images.batch(idx)), g)), y[idx])
+    steps = epochs*-(-len(y)//batch)
+    plan = torch.optim.lr_scheduler.OneCycleLR(opt, lr, steps)
+    for idx in _schedule(len(y), epochs, batch, g):
+        x = jitter(to_float(images.batch(idx)), g)
+        loss = F.cross_entropy(net.logits(x), y[idx])
         opt.zero_grad()
         loss.backward()
         opt.step()
         plan.step()
-    net.weights = fingerprint(torch.cat([p.detach().flatten() for p in net.parameters()])[None].numpy())[:8]
+    weights = torch.cat([p.detach().flatten() for p in net.parameters()])
+    net.weights = fingerprint(weights[None].numpy())[:8]
     return net.requires_grad_(False).eval()
 
 # %% ../../nbs/08d_coverage.ipynb #c016
 def probabilities(
     net:Classifier, # trained
     x:Tensor, # (n,3,h,w), uint8 or float in [-1,1]
-)->Tensor: # (n,classes), rows sum to 1
-    "What the classifier says of each picture. Raises ValueError, as `features` does, for pictures that are not finite."
+) -> Tensor: # (n,classes), rows sum to 1
+    "What it says of each picture. Raises ValueError, as `features` does, unless all are finite."
     return class_probs(net, features(net, x, 256))
 
 # %% ../../nbs/08d_coverage.ipynb #c026
@@ -116,56 +137,70 @@ class Coverage:
     sure: float  # probability from which a picture counts
 
     @property
-    def share(self)->float: return 1 - len(self.missing)/len(self.names) # of the classes that are covered
+    def share(self) -> float: # of the classes that are covered
+        return 1 - len(self.missing)/len(self.names)
     @property
-    def missing(self)->list: return [c for c, h in zip(self.names, self.hits) if h < self.k]
+    def missing(self) -> list:
+        return [c for c, h in zip(self.names, self.hits) if h < self.k]
     @property
-    def counted(self)->float: return sum(self.hits)/self.n # share of the pictures that the classifier was sure of
+    def counted(self) -> float: # share of the pictures that the classifier was sure of
+        return sum(self.hits)/self.n
 
-    def distance(self, other:'Coverage')->float: # total variation, 0 to 1: the share of pictures that would have to change their class
-        "Between both histograms of sure pictures; 1 if one of them has none. Raises ValueError for other classes."
-        if self.names != other.names: raise ValueError('these histograms have different classes; use one classifier for both')
+    def distance(self, other:'Coverage') -> float: # total variation, 0 to 1
+        "The share of sure pictures that would have to change class; 1 if a set has none."
+        if self.names != other.names:
+            raise ValueError('these histograms have different classes; use one classifier for both')
         a, b = (torch.tensor(c.hits, dtype=torch.float64) for c in (self, other))
-        return float((a/a.sum() - b/b.sum()).abs().sum()/2) if a.sum() and b.sum() else 1.
+        if not a.sum() or not b.sum(): return 1.
+        return float((a/a.sum() - b/b.sum()).abs().sum()/2)
 
 def coverage(
     x:Tensor, # (n,3,h,w), uint8 or float in [-1,1]
     net:Classifier, # trained
     k:int=None, # hits that make a class count; None: a fifth of an equal share, at least 3
     sure:float=.8, # probability from which a picture counts
-)->Coverage:
-    "Which classes a set of pictures shows. Raises ValueError for settings that cannot be meant, or pictures that are not finite."
-    if not 0 <= sure <= 1 or (k is not None and k < 1): raise ValueError(f'sure is {sure} and k is {k}; sure lies in [0, 1], and k is 1 or more')
+) -> Coverage:
+    "Which classes pictures show. Raises ValueError for settings that cannot be meant, or NaN."
+    if not 0 <= sure <= 1 or (k is not None and k < 1):
+        raise ValueError(f'sure is {sure} and k is {k}; sure lies in [0, 1], and k is 1 or more')
     p, c = probabilities(net, x).max(1)
     hits = torch.bincount(c[p >= sure], minlength=len(net.names)).tolist()
-    return Coverage(net.names, tuple(hits), len(x), k or max(3, len(x)//(5*len(net.names))), sure)
+    if k is None: k = max(3, len(x)//(5*len(net.names)))
+    return Coverage(net.names, tuple(hits), len(x), k, sure)
 
 # %% ../../nbs/08d_coverage.ipynb #c031
 def coverage_rows(
     sets:dict, # name -> (n,3,h,w) pictures of one generator
-    real:Tensor, # (m,3,h,w) real pictures that the classifier was not trained on, m twice the n of the sets
+    real:Tensor, # (m,3,h,w) reals that the classifier was not trained on, m twice the n of the sets
     net:Classifier, # trained
     k:int=None, # as in `coverage`
     sure:float=.8, # as in `coverage`
     seed:int=0, # of the choice of reals, and of the noise
-)->tuple: # ({name: Coverage}: floor, sets and ceiling at one n; the Coverage of other reals)
-    "Count floor, sets and ceiling alike. Raises ValueError where the reals are too few for two sets of that size."
+) -> tuple: # ({name: Coverage}: floor, sets and ceiling at one n; the Coverage of other reals)
+    "Count floor, sets and ceiling alike. Raises ValueError for too few reals."
     n, g = min(map(len, sets.values())), torch.Generator().manual_seed(seed)
-    if len(real) < 2*n: raise ValueError(f'{len(real)} real pictures are too few beside {n} fakes; give {2*n} reals, or fewer fakes')
+    if len(real) < 2*n: raise ValueError(f'{len(real)} real pictures are too few beside {n} fakes; '
+                                         f'give {2*n} reals, or fewer fakes')
     a, b = real[torch.randperm(len(real), generator=g)[:2*n]].chunk(2)
     noise = torch.randint(0, 256, a.shape, generator=g, dtype=torch.uint8)
-    rows = {'real (floor)': a, **{name: x[:n] for name, x in sets.items()}, 'noise (ceiling)': noise}
+    fakes = {name: x[:n] for name, x in sets.items()}
+    rows = {'real (floor)': a, **fakes, 'noise (ceiling)': noise}
     return {name: coverage(x, net, k, sure) for name, x in rows.items()}, coverage(b, net, k, sure)
 
 def coverage_text(
-    rows:dict, other:Coverage, # as `coverage_rows` returned them
+    rows:dict, # as `coverage_rows` returned them
+    other:Coverage, # likewise
     net:Classifier, # that was used
     show:int=8, # missing names to print in each row
-)->str:
+) -> str:
     "The rows as a table, with the protocol in its last line."
     lines = [f"{'':20}{'covered':>9}{'counted':>9}{'distance':>10}  missing"]
     for name, c in rows.items():
-        names = [str(m) for m in c.missing]
-        more = f' and {len(names)-show} more' if len(names) > show else ''
-        lines.append(f"{name:20}{c.share:9.0%}{c.counted:9.0%}{c.distance(other):10.3f}  {', '.join(names[:show])}{more}")
-    return '\n'.join([*lines, f'{net.name} ({net.weights}), {len(net.names)} classes; n={other.n} a row, covered from k={other.k} pictures of probability {other.sure} or more'])
+        missing, more = ', '.join(map(str, c.missing[:show])), len(c.missing) - show
+        if more > 0: missing += f' and {more} more'
+        far = c.distance(other)
+        lines.append(f'{name:20}{c.share:9.0%}{c.counted:9.0%}'
+                     f'{far:10.3f}  {missing}')
+    lines.append(f'{net.name} ({net.weights}), {len(net.names)} classes; n={other.n} a row, '
+                 f'covered from k={other.k} pictures of probability {other.sure} or more')
+    return '\n'.join(lines)

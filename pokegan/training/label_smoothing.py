@@ -12,16 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 def optimal_logit(
-    log_ratio:Tensor, # log p/q: how much commoner reals are than fakes at a place; any shape; +-inf where only one kind lives
+    log_ratio:Tensor, # log p/q, how much commoner reals are than fakes at a place; any shape, +-inf too
     real_target:float=1., # alpha
     fake_target:float=0., # beta
-)->Tensor: # what the best D answers there; of the same shape
-    "D's optimum with smoothed targets (Salimans 2016, section 3.4); raises ValueError unless 0 <= fake_target < real_target <= 1."
+) -> Tensor: # what the best D answers there; of the same shape
+    """D's optimum with smoothed targets (Salimans 2016, section 3.4).
+    Raises ValueError unless 0 <= fake_target < real_target <= 1."""
     if not 0 <= fake_target < real_target <= 1:
-        raise ValueError(f"targets are {real_target} and {fake_target}; they must keep to 0 <= fake_target < real_target <= 1")
-    log = lambda v: math.log(v) if v > 0 else -math.inf
-    of_reals, of_fakes = F.logsigmoid(log_ratio), F.logsigmoid(-log_ratio) # log p/(p+q), log q/(p+q)
-    mix = lambda a, b: torch.logaddexp(of_reals + log(a), of_fakes + log(b)) # log of (a p + b q)/(p+q)
+        raise ValueError(f'targets are {real_target} and {fake_target}; '
+                         'they must keep to 0 <= fake_target < real_target <= 1')
+    of_reals, of_fakes = F.logsigmoid(log_ratio), F.logsigmoid(-log_ratio) # logs of p/(p+q), q/(p+q)
+    def log(v): return math.log(v) if v > 0 else -math.inf
+    def mix(a, b): # log of (a p + b q)/(p+q)
+        return torch.logaddexp(of_reals + log(a), of_fakes + log(b))
     return mix(real_target, fake_target) - mix(1 - real_target, 1 - fake_target)
 
 # %% ../../nbs/07_label_smoothing.ipynb #c015
@@ -31,19 +34,25 @@ def noisy_targets(
     fake_target:float=0., # mean for fakes
     std:float=0., # spread around the mean; drawn anew at each call
     flip:float=0., # chance of each label, on its own, to swap sides: in [0, 1]
+    *,
     generator:torch.Generator|None=None, # source of the randomness, on the same device
     device='cpu', # where the targets are wanted
-)->tuple[Tensor, Tensor]: # targets (n,) for reals and (n,) for fakes: two arguments of `d_bce`
-    "D's targets for one batch: smoothed, noisy, partly flipped (Salimans 2016, section 3.4, has the smoothing)."
+) -> tuple[Tensor, Tensor]: # targets (n,) for reals and (n,) for fakes: two arguments of `d_bce`
+    "D's targets for one batch: smoothed, noisy, partly flipped (Salimans 2016, section 3.4)."
     kw = dict(generator=generator, device=device)
     swap, noise = torch.rand(2, n, **kw) < flip, std*torch.randn(2, n, **kw)
-    return torch.where(swap[0], fake_target, real_target) + noise[0], torch.where(swap[1], real_target, fake_target) + noise[1]
+    real = torch.where(swap[0], fake_target, real_target)
+    fake = torch.where(swap[1], real_target, fake_target)
+    return real + noise[0], fake + noise[1]
 
 # %% ../../nbs/07_label_smoothing.ipynb #c021
 def expected_targets(
     real_target:float=1., # mean for reals, before flips
     fake_target:float=0., # mean for fakes, before flips
     flip:float=0., # chance of each label to swap sides, in [0, 1]
-)->tuple[float, float]: # mean targets of reals and of fakes
-    "What `noisy_targets` gives on average; noise has no part in it. Fixed targets of these values have the same optimum."
-    return (1-flip)*real_target + flip*fake_target, (1-flip)*fake_target + flip*real_target
+) -> tuple[float, float]: # mean targets of reals and of fakes
+    """What `noisy_targets` gives on average; noise has no part in it.
+    Fixed targets of these values have the same optimum."""
+    real = (1-flip)*real_target + flip*fake_target
+    fake = (1-flip)*fake_target + flip*real_target
+    return real, fake
