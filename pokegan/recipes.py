@@ -51,9 +51,10 @@ def read_value(kind:type, text:str):
     return tuple(float(v) for v in text.split('/')) if kind is tuple else kind(text)
 
 def variant(
-    words:str # a recipe's name, perhaps with changes: 'dcgan-quick:real_target=0.9,flip=0.05'
-) -> tuple: # its name, and a dict of changes
+    words:str|Recipe # a recipe, or its name, perhaps with changes: 'dcgan-quick:real_target=0.9,flip=0.05'
+) -> tuple: # its name (or the recipe itself), and a dict of changes
     "A recipe and what is to be changed in it, from one word. Raises ValueError on what no recipe has."
+    if isinstance(words, Recipe): return words, {}
     name, _, changes = words.partition(':')
     kinds, out = {f.name: f.type for f in fields(recipe(name))}, {}
     for part in filter(None, changes.split(',')):
