@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from pokegan.data import load_images
 from pokegan.metrics.coverage import labelled_creatures
 from pokegan.models.recipe import make_trainer
-from pokegan.recipes import latents, recipe
+from pokegan.recipes import recipe
 from pokegan.runs import load_run, resume, train
 from pokegan.cli import app
 from test_processes import SMALL, Recorder, Rows, far, noise
@@ -49,7 +49,7 @@ def test_trains_without_waiting(images, name):
 def test_same_pictures_as_on_the_cpu(name):
     r = recipe(name)
     nets = r.networks(0)
-    G, z = nets['G'].eval(), latents(r, nets)(8, torch.Generator().manual_seed(0))
+    G, z = nets['G'].eval(), r.prior(nets)(8, torch.Generator().manual_seed(0))
     was, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     try:
         with torch.no_grad(): there, here = G.cuda()(z.cuda()).cpu(), G.cpu()(z)

@@ -147,7 +147,7 @@ def places(tmp_path):
 
 
 def test_where_means_the_same_for_every_source(tmp_path, monkeypatch):
-    monkeypatch.setattr('pokegan.gather.download', lambda name, **own: tmp_path/name.split('/')[1])
+    monkeypatch.setattr('pokegan.data.files.download', lambda name, **own: tmp_path/name.split('/')[1])
     monkeypatch.setitem(SOURCES, 'mine', lambda rest, **how: load_images(tmp_path/'labelled', how['size']))
     for source, columns, where, left in places(tmp_path):
         whole, im = load_images(source, 32), load_images(source, 32, where=where)
@@ -215,7 +215,7 @@ def test_a_source_of_ones_own(tmp_path, eight, monkeypatch):
 
 def test_options_that_nobody_knows_are_refused(eight, monkeypatch):
     got = []
-    monkeypatch.setattr('pokegan.gather.download', lambda name, **own: got.append((name, own)) or eight)
+    monkeypatch.setattr('pokegan.data.files.download', lambda name, **own: got.append((name, own)) or eight)
     load_images('kaggle:a/b', 16, cache='here', timeout=3)
     assert got == [('a/b', dict(cache='here', timeout=3))]
     with pytest.raises(ValueError, match='no option wehre'): load_images(eight, 16, wehre='type=ember')

@@ -1,8 +1,5 @@
 """A family, a source and a metric from a user's own file: no line of the package is touched, and everything works with them."""
 import subprocess, sys
-from pathlib import Path
-
-import pytest
 
 MINE = '''
 from dataclasses import dataclass

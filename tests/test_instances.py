@@ -12,7 +12,7 @@ from pokegan.models.instance import (
     Codes, ConditionalDiscriminator, INSTANCE_RECIPES, InstanceRecipe, picture_codes)
 from pokegan.models.projected import PROJECTED_RECIPES
 from pokegan.models.recipe import make_trainer
-from pokegan.recipes import latents, recipe
+from pokegan.recipes import recipe
 from pokegan.runs import load_run, resume, train
 from test_projected import CHANNELS, SMALL as PROJECTED, eyes, noise, rng
 
@@ -95,13 +95,13 @@ def test_run_resumes_exactly_and_opens_without_eyes(tmp_path, monkeypatch):
     train('projected-instance', images, tmp_path/'a', steps=4, **kw, **SMALL)
     train('projected-instance', images, tmp_path/'b', steps=2, **kw, **SMALL)
     resume(tmp_path/'b', steps=4, data=images, **kw)
-    monkeypatch.setattr('pokegan.eyes.extractor', None)
+    monkeypatch.setattr('pokegan.models.backbone.extractor', None)
     a, b = load_run(tmp_path/'a'), load_run(tmp_path/'b')
     other = flatten(b.nets)
     for k, v in flatten(a.nets).items(): assert torch.equal(v, other[k]), k
     assert a.nets['codes'].codes.shape == (40, 5)
     assert torch.equal(a.sample(3, seed=1), b.sample(3, seed=1))
-    assert latents(a.recipe, a.nets)(2, torch.Generator()).shape == (2, 17)
+    assert a.latents(2).shape == (2, 17)
 
 
 def test_recipe():

@@ -16,7 +16,6 @@ from pokegan.models.encoder import Encoder
 from pokegan.models.pretraining import (
     Dilated, DilatedGenerator, flatness, PaintCB, perceptual_loss, pixel_loss, pretrain_phases,
     PRETRAIN_RECIPES, PretrainRecipe, pyramid, reconstruct, SmallEncoder)
-from pokegan.recipes import latents
 
 TOY = replace(PRETRAIN_RECIPES[0], size=16, nz=12, ngf=4, components=3, batch=4)
 
@@ -268,9 +267,9 @@ def test_recipe():
 @pytest.mark.parametrize('changes', [dict(), dict(components=0), dict(components=0, latent='uniform')])
 def test_latents_of_a_recipe(changes):
     r = replace(TOY, **changes)
-    z = latents(r, r.networks(0))(5, rng())
+    z = r.prior(r.networks(0))(5, rng())
     assert z.shape == (5, 12)
-    assert torch.equal(z, latents(r, r.networks(0))(5, rng()))
+    assert torch.equal(z, r.prior(r.networks(0))(5, rng()))
 
 
 def test_resume_is_exact(tmp_path):

@@ -6,11 +6,10 @@ import torch
 from torch import nn
 
 from pokegan.data import Images
-from pokegan.training.schedules import cosine
-from pokegan.training.trainer import adam, Trainer
+from pokegan.training.trainer import adam, Callback, Trainer
 from pokegan.metrics.coverage import labelled_creatures
 from pokegan.models.classifier import (
-    accuracy, AccuracyCB, by_label, by_rotation, classifier_phases, CosineCB, rotate, split_rows,
+    accuracy, AccuracyCB, by_label, by_rotation, classifier_phases, rotate, split_rows,
     subset, three_sets, turned)
 
 
@@ -90,20 +89,6 @@ def test_only_the_classifier_learns_and_smoothing_is_the_textbook_one():
     assert all(not torch.equal(a, b) for a, b in zip(before[0], E.parameters())) and all(torch.equal(a, b) for a, b in zip(before[1], other.parameters()))
 
 
-def test_cosine():
-    assert [round(cosine(p, .2), 6) for p in (0, .1, .2, .6, 1, 2)] == [0, .5, 1, .5, 0, 0] and cosine(.5, 0) == pytest.approx(.5)
-
-
-def test_schedule_is_a_function_of_progress():
-    images, rates = noise(**{'class': [0, 1]*20}), []
-    E = small(2)
-    t = Trainer(dict(E=E), classifier_phases(E, adam(E)), images, None, 8, callbacks=[CosineCB(.1, .2)])
-    t.callbacks.append(type('Keep', (CosineCB,), dict(__init__=lambda s: None, before_fit=lambda s, t: None,
-        after_step=lambda s, t: rates.append(t.phases[0].opt.param_groups[0]['lr'])))())
-    t.fit(steps=10)
-    assert rates == pytest.approx([.1*max(1e-3, cosine(i/10, .2)) for i in range(1, 11)])
-
-
 def test_accuracy_agrees_with_scikit_learn():
     from sklearn.metrics import log_loss, top_k_accuracy_score
     images = noise(200, **{'class': [i % 10 for i in range(200)]})
@@ -117,6 +102,13 @@ def test_accuracy_agrees_with_scikit_learn():
     assert accuracy(small(3), subset(images, torch.arange(3), **{'class': [0, 1, 2]}))['top5'] == 1, 'fewer than five classes'
 
 
+class NoteCB(Callback): # notes the steps with a look, and stops once
+    def __init__(self, at, stop): self.at, self.stop = at, stop
+    def after_step(self, t):
+        if t.metrics.pop('val/top1', None) is not None: self.at.append(t.step)
+        t.stop = 'x' if t.step == self.stop else ''
+
+
 def test_looks_come_at_the_same_steps_however_often_one_stops():
     images = noise(**{'class': [0, 1]*20})
     def looks(stops):
@@ -124,8 +116,7 @@ def test_looks_come_at_the_same_steps_however_often_one_stops():
         cb = AccuracyCB(E, images, looks=4)
         t = Trainer(dict(E=E), classifier_phases(E, adam(E)), images, None, 8, callbacks=[cb])
         for s in (*stops, 20):
-            t.callbacks = [cb, type('Stop', (CosineCB,), dict(__init__=lambda c: None, before_fit=lambda c, t: None,
-                after_step=lambda c, t: (at.append(t.step) if t.metrics.pop('val/top1', None) is not None else None, setattr(t, 'stop', 'x' if t.step == s else ''))))()]
+            t.callbacks = [cb, NoteCB(at, s)]
             t.fit(steps=20)
         return at
     assert looks([]) == looks([3, 11]) == [5, 10, 15, 20]

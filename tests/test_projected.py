@@ -3,6 +3,8 @@ moves, exact resume."""
 import json, sys, types
 from dataclasses import asdict, replace
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,16 +14,17 @@ from pokegan.core import normal
 from pokegan.data import Images
 from pokegan.training.checkpoint import (
     CheckpointCB, flatten, load_state, read_tensors, save_state, unflatten, write_tensors)
+from pokegan.training.schedules import linear, ScheduleCB
 from pokegan.training.trainer import adam, Batch, Callback, Trainer
 from pokegan.models.backbone import feature_maps, FeatureMaps, freeze, FrozenConv, map_channels
 from pokegan.models.encoder import EncoderRecipe
 from pokegan.models.projected import (
-    FastGenerator, LRDecayCB, Mix, projected_phases, PROJECTED_RECIPES, ProjectedDiscriminator,
+    FastGenerator, Mix, projected_phases, PROJECTED_RECIPES, ProjectedDiscriminator,
     ProjectedRecipe, TwoResolutionD)
 from pokegan.models.recipe import make_trainer
 
 CHANNELS = (4, 6, 8, 10)
-SMALL = dict(size=32, nz=12, ngf=2, w=2, ndf=4, look_size=32, batch=4, diffaug='translation')
+SMALL = dict(size=32, nz=12, ngf=2, w=2, ndf=4, resolution=32, batch=4, diffaug='translation')
 TOY = replace(PROJECTED_RECIPES[0], **SMALL)
 
 
@@ -248,7 +251,7 @@ def play_with_decay(stop_at=None, state=None): # the trainer, and the rates that
     def watch(t):
         used.append({g['lr'] for p in t.phases for g in p.opt.param_groups})
         if t.step == stop_at: t.stop = 'enough'
-    t.callbacks += [AfterStepCB(watch), LRDecayCB(1e-2, .5)] # in this order: it sees what the step has used
+    t.callbacks += [AfterStepCB(watch), ScheduleCB(partial(linear, share=.5))] # in this order: it sees what the step has used
     if state: load_state(t, state)
     return t.fit(steps=8), used
 
@@ -262,11 +265,11 @@ def test_learning_rate_falls_to_nothing_and_resumes_exactly(tmp_path):
     rest, after = play_with_decay(state=tmp_path/'state.safetensors')
     assert before + after == used
     assert same_networks(whole, rest)
-    (cb,) = replace(TOY, lr_decay=.3).callbacks({}, '', noise())
-    assert (cb.lr, cb.share) == (TOY.lr, .3)
+    (cb,) = replace(TOY, lr_decay=.3).callbacks({}, '', dict(train=noise()))
+    assert (cb.factor(.85), cb.factor(.7)) == (pytest.approx(.5), 1)
 
 
-CLOSER = replace(TOY, closer=.5, amp=False)
+CLOSER = replace(TOY, zoom_share=.5, amp=False)
 
 
 @pytest.fixture
@@ -276,7 +279,7 @@ def sides(monkeypatch): # px of each look of a recipe, whose eyes are the toy's
         seen.append(size)
         return eyes()(x, size)
     monkeypatch.setattr(ProjectedRecipe, 'eyes', lambda self, G: look)
-    monkeypatch.setattr('pokegan.projected.map_channels', lambda look: CHANNELS)
+    monkeypatch.setattr('pokegan.models.projected.map_channels', lambda look: CHANNELS)
     return seen
 
 
@@ -331,7 +334,7 @@ def test_checkpoint_opens_without_eyes(tmp_path):
 
 def test_recipe_needs_no_eyes_until_its_phases(monkeypatch):
     def missing(*a, **k): raise ImportError('effnet-lite0 needs two small packages: pip install')
-    monkeypatch.setattr('pokegan.eyes.extractor', missing)
+    monkeypatch.setattr('pokegan.models.backbone.extractor', missing)
     state = torch.random.get_rng_state()
     nets = TOY.networks(0)
     assert torch.equal(state, torch.random.get_rng_state())
@@ -343,10 +346,10 @@ def test_recipe_needs_no_eyes_until_its_phases(monkeypatch):
 
 def test_recipe():
     assert ProjectedRecipe(**json.loads(json.dumps(asdict(TOY)))) == TOY
-    large = replace(TOY, size=128, look_size=0)
+    large = replace(TOY, size=128, resolution=0)
     assert large.networks(0)['G'](torch.randn(2, 12)).shape == (2, 3, 128, 128)
-    sizes = [replace(TOY, size=s, look_size=0).eyes_size for s in (32, 64, 128)]
-    assert sizes == [96, 96, 128] and TOY.eyes_size == 32
+    sizes = [replace(TOY, size=s, resolution=0).base_resolution for s in (32, 64, 128)]
+    assert sizes == [96, 96, 128] and TOY.base_resolution == 32
 
 
 @pytest.mark.parametrize('wrong,says', [
@@ -354,9 +357,9 @@ def test_recipe():
     (dict(levels='10'), 'levels'),
     (dict(levels='4'), 'levels'),
     (dict(levels='00'), 'levels'),
-    (dict(look_size=100), 'multiple of 32'),
-    (dict(look_size=-32), '0 or more'),
-    (dict(look=''), 'look is empty'),
+    (dict(resolution=100), 'multiple of 32'),
+    (dict(resolution=-32), '0 or more'),
+    (dict(backbone=''), 'backbone is empty'),
     (dict(diffaug='colour'), 'augmentation'),
     (dict(size=48), 'size'),
     (dict(w=0), 'w is 0'),
@@ -366,7 +369,7 @@ def test_recipe():
     (dict(ema=1.), 'ema'),
     (dict(lr_decay=1.1), 'lr_decay'),
     (dict(lr_decay=-.1), 'lr_decay'),
-    (dict(closer=1.1), 'closer')])
+    (dict(zoom_share=1.1), 'closer')])
 def test_wrong_recipes(wrong, says):
     with pytest.raises(ValueError, match=says) as e: replace(TOY, **wrong)
     assert '\n' not in str(e.value)

@@ -8,7 +8,7 @@ from pokegan.latents.mixture import Mixture
 from pokegan.latents.priors import prior, sample, truncated_normal
 from pokegan.models.dcgan import conv_generator
 from pokegan.models.instance import Codes
-from pokegan.recipes import latents, recipe
+from pokegan.recipes import recipe
 
 
 def rng(seed=0): return torch.Generator().manual_seed(seed)
@@ -76,7 +76,8 @@ def test_a_mixture_is_truncated_within_each_component(lumps, covariance):
 def test_codes_are_left_alone_and_their_noise_is_truncated(latent, bound):
     c = Codes(5, 3, latent)
     c.codes = 9*torch.eye(3)
-    plain, cut = (latents(recipe('projected'), dict(codes=c), t)(400, rng()) for t in (None, bound))
+    own = recipe('projected-instance').prior(dict(codes=c))
+    plain, cut = (prior(own, 5, t)(400, rng()) for t in (None, bound))
     assert torch.equal(plain, c(400, rng())) and torch.equal(plain[:, 5:], cut[:, 5:])
     assert ks(cut[:, :5], (stats.truncnorm(-bound, bound) if latent == 'normal' else stats.uniform(-bound, 2*bound)).cdf) > .01
 
@@ -103,10 +104,11 @@ def test_wrong_values(lumps):
 def test_one_place_decides_where_latents_come_from():
     for name in ('dcgan-uniform', 'aegan', 'dcgan-819'):
         r = recipe(name)
-        assert torch.equal(latents(r, {}, .5, .8)(3, rng()), prior(r.latent, r.nz, .5, .8)(3, rng()))
+        assert torch.equal(prior(r.prior({}), r.nz, .5, .8)(3, rng()), prior(r.latent, r.nz, .5, .8)(3, rng()))
+        assert torch.equal(r.prior({})(3, rng()), prior(r.latent, r.nz)(3, rng()))
     r = recipe('pokegan2-dcgan', nz=12, components=3)
     m = Mixture(3, 12)
-    assert torch.equal(latents(r, dict(mixture=m), .5)(3, rng()), prior(m, 12, .5)(3, rng()))
+    assert torch.equal(prior(r.prior(dict(mixture=m)), 12, .5)(3, rng()), prior(m, 12, .5)(3, rng()))
 
 
 def test_pictures_do_not_depend_on_their_batch():

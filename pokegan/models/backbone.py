@@ -183,7 +183,7 @@ def feature_maps(
             return FeatureMaps(look, _Lite0(extractor(look, 'cpu').net.net), channels, size)
         if look.startswith('timm:'): return _timm_maps(look, size)
         if not (Path(look)/'run.json').exists():
-            raise ValueError(f'look is {look!r}; it must be effnet-lite0, timm:MODEL '
+            raise ValueError(f'backbone is {look!r}; it must be effnet-lite0, timm:MODEL '
                              "or the folder of an encoder's run")
         E = load_encoder(look)
     shown = size//2 if len(E.stem) == 3 else size # a sprite stem halves once less
