@@ -137,7 +137,7 @@ _CHANNELS = {
 def _timm(model, pretrained): # -> features of timm
     try: import timm
     except ImportError:
-        raise ImportError(f'look timm:{model} needs timm: pip install timm') from None
+        raise ImportError(f'backbone timm:{model} needs timm: pip install timm') from None
     try:
         net = timm.create_model(model, pretrained=pretrained,
                                 features_only=True, out_indices=(1, 2, 3, 4))

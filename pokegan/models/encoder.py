@@ -106,7 +106,7 @@ class EncoderRecipe(Recipe):
     family = 'encoder'
     needs = dict(encoder=dict(torchvision='torchvision', sklearn='scikit-learn'))
     published = ('E',)
-    choices = dict(task=tuple(TASKS), stem_kind=tuple(STEMS), norm=('batch', 'none'), nz=(512,))
+    choices = dict(task=TASKS, stem_kind=STEMS, norm=('batch', 'none'), nz=(512,))
     at_most = Recipe.at_most | dict(shift=.5, colour=1., smoothing=.9, warmup=.9)
     nz:int = 512 # values in an embedding
     lr:float = 1e-3 # highest learning rate

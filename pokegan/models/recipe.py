@@ -60,7 +60,7 @@ class _Family:
     family = ''             # its name in run.json; a class that has one is found again by it
     needs = {}              # extra of this package -> {module: package} that must be there
     published = ('G',)      # networks that a user of the result wants
-    choices = dict(latent=tuple(LATENTS), size=SIZES, loss=tuple(PAIRS), opt=('adam', 'rmsprop'),
+    choices = dict(latent=LATENTS, size=SIZES, loss=PAIRS, opt=('adam', 'rmsprop'),
                    penalty=('', 'gp', 'r1', 'r2'), norm=('batch', 'group', 'none'),
                    d_norm=('', 'batch', 'group', 'none'))
     at_least_1 = tuple('nz ngf ndf batch d_rounds g_rounds'.split())
