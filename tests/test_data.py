@@ -223,7 +223,7 @@ def test_options_that_nobody_knows_are_refused(eight, monkeypatch):
 
 
 def test_the_list_of_sources_needs_no_torch():
-    code = "import sys; from pokegan.gather import SOURCES, source_help; print(*SOURCES, 'torch' in sys.modules, source_help(), sep='|')"
+    code = "import sys; from pokegan.data.files import SOURCES, source_help; print(*SOURCES, 'torch' in sys.modules, source_help(), sep='|')"
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()
     assert out == 'creatures|kaggle|False|creatures, creatures:N, kaggle:owner/name, a folder, a .zip or .tar, or a prepared folder'
 
@@ -404,7 +404,7 @@ def test_a_set_that_is_open_elsewhere_stays_whole(tmp_path, eight, monkeypatch, 
 
 def test_every_text_is_utf8_whatever_the_system_prefers(tmp_path):
     folder(tmp_path/'ü', {f'gr\xfcn/{i}.png': data(picture(i)) for i in range(2)} | {f'rot/{i}.png': data(picture(i+2)) for i in range(2)})
-    code = ('import sys; from pathlib import Path; from pokegan.data import Images, load_images; from pokegan.download import scrub; '
+    code = ('import sys; from pathlib import Path; from pokegan.data import Images, load_images; from pokegan.data.download import scrub; '
             'im = load_images(sys.argv[1], 32, progress=False); im.save(sys.argv[2]); '
             'assert load_images(sys.argv[2], 32).labels == im.labels and Images.open(sys.argv[2]).source == sys.argv[1]; print(scrub("fine"))')
     (tmp_path/'.kaggle').mkdir()

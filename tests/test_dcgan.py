@@ -60,7 +60,8 @@ def test_layers_of_fc_128():
 @pytest.mark.parametrize('name', RECIPES)
 def test_shapes_ranges_gradients(name, size):
     r = tiny(RECIPES[name], size=size)
-    G, D = r.networks().values()
+    nets = r.networks()
+    G, D = nets['G'], nets['D']
     assert (G.nz, G.size, D.size) == (6, size, size)
     x = G(LATENTS[r.latent](3, r.nz))
     assert x.shape == (3, 3, size, size) and x.abs().max() <= 1

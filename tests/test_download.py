@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import fake_kaggle
 fake_kaggle.point_clients_at(sys.argv[2])
-from pokegan.download import download
+from pokegan.data.download import download
 for label, handle, opts in json.loads(sys.argv[4]):
     t = time.time()
     try: out = dict(path=str(download(handle, cache=Path(sys.argv[5])/label.split("#")[0], backend=sys.argv[3], **opts)))

@@ -11,6 +11,7 @@ from pokegan.training.callbacks import read_log
 from pokegan.training.checkpoint import read_tensors
 from pokegan.training.trainer import Callback
 from pokegan.metrics.coverage import labelled_creatures
+from pokegan.models.recipe import to_plain
 from pokegan.models.encoder import (
     embeddings, Encoder, ENCODER_RECIPES, encoder_sets, EncoderRecipe, load_encoder, resnet,
     STEMS, train_encoder)
@@ -236,9 +237,10 @@ def test_without_torchvision_the_extra_is_named(monkeypatch):
 
 
 def test_resume_names_the_extra_before_it_loads_anything(tmp_path, monkeypatch):
-    from pokegan import recipes
-    plain = recipes.to_plain(ENCODER_RECIPES[0])
+    from pokegan import runs
+    from pokegan.models import recipe
+    plain = to_plain(ENCODER_RECIPES[0])
     info = dict(schema=1, recipe=plain, budget={}, data=dict(source='nothing/here'))
     (tmp_path/'run.json').write_text(json.dumps(info), encoding='utf-8')
-    monkeypatch.setattr(recipes.importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(ImportError, match='pip install'): recipes.resume(tmp_path, device='cpu')
+    monkeypatch.setattr(recipe, 'find_spec', lambda name: None)
+    with pytest.raises(ImportError, match='pip install'): runs.resume(tmp_path, device='cpu')

@@ -16,7 +16,7 @@ from pokegan.recipes import recipe
 from pokegan.runs import load_run, resume, train
 from test_projected import CHANNELS, SMALL as PROJECTED, eyes, noise, rng
 
-SMALL = PROJECTED | dict(lr_decay=0., closer=0., nc=5)
+SMALL = PROJECTED | dict(lr_decay=0., zoom_share=0., nc=5)
 
 
 def test_codes_are_white_and_of_this_picture_alone():
@@ -110,7 +110,7 @@ def test_recipe():
     assert recipe('projected-instance') == r
     plain, words = asdict(PROJECTED_RECIPES[0]), ('name', 'source', 'differs')
     new = {k: v for k, v in asdict(r).items() if v != plain.get(k) and k not in words}
-    assert new == dict(nc=32, lr_decay=.3, closer=.2)
+    assert new == dict(nc=32, lr_decay=.3, zoom_share=.2)
     with pytest.raises(ValueError, match='nc is 0'): replace(r, nc=0)
 
 

@@ -258,8 +258,8 @@ def play_with_decay(stop_at=None, state=None): # the trainer, and the rates that
 
 def test_learning_rate_falls_to_nothing_and_resumes_exactly(tmp_path):
     whole, used = play_with_decay()
-    falling = [{7.5e-3}, {5e-3}, {2.5e-3}]
-    assert used == [{1e-2}]*5 + falling, 'the same for both players; the last step of all still learns'
+    falling = [{2e-4*share} for share in (.75, .5, .25)]
+    assert used == [{2e-4}]*5 + falling, 'the same for both players; the last step of all still learns'
     first, before = play_with_decay(stop_at=6)
     save_state(first, tmp_path/'state.safetensors')
     rest, after = play_with_decay(state=tmp_path/'state.safetensors')
@@ -369,7 +369,7 @@ def test_recipe():
     (dict(ema=1.), 'ema'),
     (dict(lr_decay=1.1), 'lr_decay'),
     (dict(lr_decay=-.1), 'lr_decay'),
-    (dict(zoom_share=1.1), 'closer')])
+    (dict(zoom_share=1.1), 'zoom_share')])
 def test_wrong_recipes(wrong, says):
     with pytest.raises(ValueError, match=says) as e: replace(TOY, **wrong)
     assert '\n' not in str(e.value)

@@ -115,9 +115,9 @@ def test_pictures_on_the_way(nets, tmp_path):
     assert len(reconstruction_figure(G, E, cb.x, cb.z).axes) == 2
 
 
-def test_moments(tmp_path):
-    with pytest.raises(ValueError, match='four moments need'): stages(tmp_path)
+def test_stages(tmp_path):
+    with pytest.raises(ValueError, match='four stages need'): stages(tmp_path)
     (tmp_path/'samples').mkdir()
     for step in (10, 20, 30, 40, 50): Image.new('RGB', (20, 20)).save(tmp_path/'samples'/f'{step:07d}.png')
-    assert stages(tmp_path) == tmp_path/'moments.png'
-    with Image.open(tmp_path/'moments.png') as im: assert im.width > 500
+    assert stages(tmp_path) == tmp_path/'stages.png'
+    with Image.open(tmp_path/'stages.png') as im: assert im.width > 500
