@@ -10,21 +10,16 @@ load_images(source, …)     any source as clean square pictures      evaluate(f
 recipe(name, **changes)    a recipe by name; RECIPES has them all   explore(run)         sliders, in a notebook
 
 Rooms: core, creatures, data, training, metrics, latents, models; above them recipes, runs, compare, publish,
-widgets and cli. Each module is exported by the lesson that is named in its second line.
+widgets and cli. Each module is exported by the lesson that its third line names.
 """
 __version__ = "0.1.0"
 
-from typing import TYPE_CHECKING
+_HOME = dict(evaluate='compare', load_images='data.images', RECIPES='recipes', recipe='recipes', load_run='runs',
+             pretrained='runs', resume='runs', train='runs', explore='widgets')
 
-from pokegan._lazy import lazy
+def __getattr__(name:str): # imported when it is used (PEP 562): `import pokegan` does no work
+    if name not in _HOME: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from importlib import import_module
+    return getattr(import_module(f'{__name__}.{_HOME[name]}'), name)
 
-if TYPE_CHECKING:
-    from pokegan.compare import evaluate as evaluate
-    from pokegan.data.images import load_images as load_images
-    from pokegan.recipes import RECIPES as RECIPES, recipe as recipe
-    from pokegan.runs import load_run as load_run, pretrained as pretrained, resume as resume, train as train
-    from pokegan.widgets import explore as explore
-
-__getattr__, __dir__ = lazy(__name__, {
-    'compare': 'evaluate', 'data.images': 'load_images', 'recipes': 'RECIPES recipe',
-    'runs': 'load_run pretrained resume train', 'widgets': 'explore'}, also=['__version__'])
+def __dir__(): return [*_HOME, '__version__']

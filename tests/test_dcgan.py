@@ -75,7 +75,7 @@ def test_shapes_ranges_gradients(name, size):
 @pytest.mark.parametrize('name', RECIPES)
 def test_bf16_and_channels_last(name):
     nets = tiny(RECIPES[name], size=32).networks()
-    G, D = (m.to(memory_format=torch.channels_last) for m in nets.values())
+    G, D = (nets[k].to(memory_format=torch.channels_last) for k in 'GD')
     with torch.autocast('cpu', torch.bfloat16): l = D(G(normal(4, 6)))
     assert l.dtype == torch.bfloat16 and l.shape == (4,)
     l.float().sum().backward()

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import run_eval, seeded
-from ..data.images import Images, to_float
-from ..metrics.coverage import class_numbers
+from ..data.images import class_numbers, Images, to_float
 
 # %% ../../nbs/16a_directions.ipynb #c009
 class _Heard(Exception): "Carries the output of a block out of a network, whose rest need not run."

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import mix_seed
-from ..data.images import Images, to_float
+from ..data.images import class_numbers, Images, to_float
 from ..training.trainer import Callback, Phase
-from ..metrics.coverage import class_numbers
 
 # %% ../../nbs/11a_pretext.ipynb #c009
 def split_rows(

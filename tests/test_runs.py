@@ -1,0 +1,87 @@
+"""Runs from outside: folders that are claimed, budgets in epochs, devices and threads that are chosen."""
+import subprocess, sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pokegan import load_run, recipe, resume, runs, train
+from pokegan.data import Images
+
+TINY = dict(size=16, ngf=4, ndf=4, nz=4, batch=8)
+
+
+def noise(n=40):
+    g = torch.Generator().manual_seed(0)
+    return Images(torch.randint(0, 256, (n, 3, 16, 16), dtype=torch.uint8, generator=g))
+
+
+def test_two_trainings_begun_together_are_two_runs(tmp_path):
+    noise().save(tmp_path/'data')
+    words = [sys.executable, '-m', 'pokegan', 'train', '--data', 'data', '--size', '16', '--steps', '2',
+             '--recipe', 'dcgan-quick:ngf=4,ndf=4']
+    both = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [p.communicate()[0] for p in both]
+    assert [p.returncode for p in both] == [0, 0]
+    assert sorted(p.name for p in (tmp_path/'runs').iterdir()) == ['dcgan-quick-1', 'dcgan-quick-2']
+    for k in (1, 2):
+        assert load_run(tmp_path/f'runs/dcgan-quick-{k}').info['step'] == 2
+        assert sum(f'dcgan-quick-{k}' in s for s in said) == 1
+
+
+def test_a_claimed_folder_is_nobody_elses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [runs.claim_folder('a').name for _ in range(3)] == ['a-1', 'a-2', 'a-3']
+    assert runs.claim_folder('a', 'mine/own').is_dir()
+    (tmp_path/'mine/own/run.json').write_text('{}', encoding='utf-8')
+    with pytest.raises(ValueError, match='already holds a run'): runs.claim_folder('a', 'mine/own')
+
+
+def test_nothing_is_written_when_a_value_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wrong = dict(steps=0), dict(steps=1, data='nowhere'), dict(epochs=-1.), dict(steps=1, loss='hing')
+    for kw in wrong:
+        with pytest.raises(ValueError): train('dcgan-quick', kw.pop('data', noise()), progress=False, **kw)
+    assert not list(tmp_path.iterdir())
+
+
+def test_epochs_count_real_pictures(tmp_path):
+    kw = dict(progress=False, device='cpu')
+    run = train('dcgan-quick', noise(), tmp_path/'a', epochs=1.5, **kw, **TINY)
+    assert run.info['step'] == 8, '60 pictures in batches of 8, the last step not cut'
+    assert run.info['budget']['epochs'] == 1.5
+    assert resume(tmp_path/'a', data=noise(), epochs=2, **kw).info['step'] == 10
+    five = train('dcgan-quick', noise(), tmp_path/'b', epochs=1, d_rounds=2, loss='wgan', **kw, **TINY)
+    assert five.info['step'] == 3, 'two draws of 8 a step'
+
+
+def test_a_device_that_cannot_do_a_step_gives_way(monkeypatch, capsys):
+    def one_step(): raise NotImplementedError("The operator 'aten::_pdist_forward' is not implemented for MPS\nmore")
+    monkeypatch.setattr(runs, 'make_trainer', lambda *a, **kw: SimpleNamespace(one_step=one_step))
+    r = recipe('dcgan-quick', **TINY)
+    assert runs.working_device(r, noise(), torch.device('mps')) == torch.device('cpu')
+    said = capsys.readouterr().out
+    assert said.count('\n') == 1 and 'mps' in said and '_pdist_forward' in said
+    assert runs.working_device(r, noise(), torch.device('cuda', 1)) == torch.device('cuda', 1)
+
+
+def test_the_faster_count_of_threads_is_taken(monkeypatch, capsys):
+    seconds, now = {1: 1., 2: 6.}, [2]
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: now[0])
+    monkeypatch.setattr(torch, 'set_num_threads', lambda n: now.__setitem__(0, n))
+    monkeypatch.setattr(runs, 'convolution_seconds', seconds.get)
+    monkeypatch.setattr(runs.psutil, 'cpu_percent', lambda s: 90.)
+    assert runs.pick_threads() == 1 and now == [1]
+    assert 'busy' in capsys.readouterr().out
+    now[0], seconds[2] = 2, .6
+    assert runs.pick_threads() == 2
+    assert runs.pick_threads(told=1) == 1, 'a resumed run keeps its count'
+
+
+def test_threads_are_measured_without_touching_the_random_numbers(monkeypatch):
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    state, most = torch.get_rng_state(), torch.get_num_threads()
+    try: assert runs.pick_threads() in (1, most)
+    finally: torch.set_num_threads(most)
+    assert torch.equal(state, torch.get_rng_state())
