@@ -72,6 +72,8 @@ def jitter(
     return torch.where(flip, x.flip(3), x).roll((dy, dx), (2, 3))
 
 # %% ../../nbs/08d_coverage.ipynb #c014
+from ..data.images import class_numbers
+
 def _schedule(n, epochs, batch, generator): # row numbers of each batch, epoch by epoch
     for _ in range(epochs): yield from torch.randperm(n, generator=generator).split(batch)
 
