@@ -29,7 +29,7 @@ def trainer(r, images, seed=0, callbacks=(), **kw):
     return Trainer(nets, r.phases(nets), images, draw, r.batch, seed=seed, callbacks=callbacks, device='cpu', **kw)
 
 
-def own_callbacks(t, folder, images): return SMALL.callbacks(t.nets | dict(prior=t.prior), folder, images)
+def own_callbacks(t, folder, images): return SMALL.callbacks(t.nets, folder, dict(train=images))
 def n_params(net): return sum(p.numel() for p in net.parameters())
 
 
