@@ -12,7 +12,6 @@ from dataclasses import replace
 import torch
 
 from pokegan.core import pick_device, run_eval
-from pokegan.training.label_smoothing import noisy_targets
 from pokegan.training.losses import d_bce, g_bce
 from pokegan.training.trainer import adam, gan_phases, Trainer
 from pokegan.metrics.coverage import coverage_rows, labelled_creatures, train_classifier
@@ -31,10 +30,8 @@ def trainer(rival: str, seed: int, images, device) -> Trainer:
     if rival != 'dcgan': return Trainer(nets, r.phases(nets), images, LATENTS, r.batch, seed=seed, device=device)
     G, D, kw = nets['G'], nets['Dx'], dict(betas=r.betas, weight_decay=r.weight_decay)
     opts = adam(G, lr=r.lr, **kw), adam(D, lr=r.lr_d, **kw)
-    def d_loss(real, fake, generator):
-        noisy = r.real_target, r.fake_target, r.target_noise, r.flip
-        return d_bce(real, fake, *noisy_targets(len(real), *noisy, generator, real.device))/2
-    game = gan_phases(G, D, *opts, d_loss, g_bce)
+    def d_loss(*logits_and_targets): return d_bce(*logits_and_targets)/2
+    game = gan_phases(G, D, *opts, d_loss, g_bce, targets=r.targets)
     return Trainer(dict(G=G, D=D), game, images, LATENTS, r.batch, seed=seed, device=device)
 
 

@@ -32,8 +32,7 @@ def noise(n=40, size=32) -> Images:
 def game(augment=None, bf16=False, pair=(d_bce, g_bce), callbacks=(), r=TOY, **kw) -> Trainer:
     nets, (d, g) = r.networks(seed=0), pair
     opts = [torch.optim.Adam(nets[k].parameters(), 1e-3, (.5, .99), fused=True) for k in 'GD']
-    def d_loss(real, fake, generator): return d(real, fake)
-    phases = gan_phases(nets['G'], nets['D'], *opts, d_loss, g, augment=augment, **kw)
+    phases = gan_phases(nets['G'], nets['D'], *opts, d, g, augment=augment, **kw)
     if isinstance(augment, AdaptiveAugment): nets['augment'] = augment
     def prior(n, generator): return normal(n, r.nz, generator)
     return Trainer(nets, phases, noise(), prior, 8, callbacks=callbacks, device='cpu', bf16=bf16)
