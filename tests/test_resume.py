@@ -36,7 +36,7 @@ for line in sys.stdin:
 @pytest.fixture(scope='module')
 def zygote():
     env = os.environ | dict(OMP_NUM_THREADS='1')
-    p = subprocess.Popen([sys.executable, '-c', ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    p = subprocess.Popen([sys.executable, '-c', ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding='utf-8', env=env)
     yield p
     p.stdin.close()
     p.wait(30)
@@ -94,7 +94,7 @@ def test_state_holds_the_last_good_step_when_killed_while_writing(zygote, tmp_pa
         except ProcessLookupError: pass  # the run has ended already
         zygote.stdout.readline()
         for name in ('state', 'last'): assert read_tensors(tmp_path/f'run/{name}.safetensors')[0]
-        assert json.loads((tmp_path/'run/run.json').read_text())['schema'] == 1
+        assert json.loads((tmp_path/'run/run.json').read_text(encoding='utf-8'))['schema'] == 1
     assert read_tensors(tmp_path/'run/state.safetensors')[1]['step'] > 0
 
 
@@ -124,7 +124,7 @@ train('dcgan-819', images, {str(run)!r}, steps=10, progress=False, save_every=5,
     free = os.statvfs(small_disk)
     (small_disk/'ballast').write_bytes(bytes(max(0, free.f_bavail*free.f_frsize - 200_000)))
     code = code.replace("train('dcgan-819', images, ", 'from pokegan.recipes import resume\nresume(').replace("steps=10, progress=False, save_every=5, size=32, ngf=8, ndf=8, batch=16)", 'steps=40, data=images, progress=False)')
-    p = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    p = subprocess.run([sys.executable, '-c', code], capture_output=True, encoding='utf-8')
     last = p.stderr.strip().splitlines()[-1]
     assert p.returncode and 'disk full' in last and 'resume' in last
     assert good == 10 and read_tensors(run/'state.safetensors')[1]['step'] >= good and read_tensors(run/'last.safetensors')[0]

@@ -38,7 +38,8 @@ def read_log(path:str|Path) -> list: # a run folder's log.csv -> dicts of number
 
 # %% ../../nbs/06a_callbacks.ipynb #c013
 class LogCB(Callback):
-    "log.csv: a row per `every` steps; it stays on the device until the next is due, so nothing waits."
+    "log.csv: a row per `every` steps; it stays on the device until the next is due: nothing waits."
+
     def __init__(self, folder:str|Path, every:int=20, seconds:float=10.):
         self.path, self.every, self.seconds = Path(folder)/'log.csv', every, seconds
         self.rows, self.pending = [], []
