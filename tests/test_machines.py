@@ -152,7 +152,7 @@ QUIETLY = pytest.mark.filterwarnings('ignore:.*non-meta parameter in the checkpo
 @QUIETLY
 @pytest.mark.parametrize('name', ['dcgan-keras', 'dcgan-819', 'wgan-clip', 'wgan-gp', 'aegan-whole', 'projected-instance'])
 def test_a_step_on_a_device_like_apples(apple, name):
-    few = dict(nc=5, look_size=32, w=2) if name == 'projected-instance' else {}
+    few = dict(nc=5, resolution=32, w=2) if name == 'projected-instance' else {}
     t = make_trainer(recipe(name, **SMALL, **few), load_images('creatures:24', 32, progress=False))
     assert t.device == DEVICE and all(isinstance(p, OnDevice) for m in t.nets.values() for p in m.parameters())
     before = [p.tolist() for p in t.nets['G'].parameters()]
@@ -173,7 +173,7 @@ def test_every_callback_on_a_device_like_apples(apple, tmp_path, monkeypatch):
     run('dcgan-small-data')
     run('aegan-quick', track='random')
     run('pokegan2-msg', nz=512, components=5)        # three trainings: an encoder, a first one for G, the game
-    run('projected', lr_decay=.5, look_size=32)
+    run('projected', lr_decay=.5, resolution=32)
 
     t = make_trainer(recipe('dcgan-quick', **SMALL), images)  # and those that are due every so many steps
     G, look = t.nets['G'], extractor('random')
