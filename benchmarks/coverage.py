@@ -33,7 +33,7 @@ def trainer(rival: str, seed: int, images, device) -> Trainer:
     opts = adam(G, lr=r.lr, **kw), adam(D, lr=r.lr_d, **kw)
     def d_loss(real, fake, generator):
         noisy = r.real_target, r.fake_target, r.target_noise, r.flip
-        return d_bce(real, fake, *noisy_targets(len(real), *noisy, generator, real.device))/2
+        return d_bce(real, fake, *noisy_targets(len(real), *noisy, generator=generator, device=real.device))/2
     game = gan_phases(G, D, *opts, d_loss, g_bce)
     return Trainer(dict(G=G, D=D), game, images, LATENTS, r.batch, seed=seed, device=device)
 
