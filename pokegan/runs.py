@@ -34,7 +34,7 @@ class Run:
     folder:Path      # where it lies
     info:dict        # run.json
     recipe:Recipe    # with every value
-    nets:dict        # its networks by name, on the CPU, in eval mode; G is a moving average if there is one
+    nets:dict        # its networks, on the CPU, in eval mode; G is the moving average, if any
 
     @property
     def G(self) -> nn.Module: # latents (b,nz) to images; ValueError where the recipe has none
@@ -43,16 +43,10 @@ class Run:
         raise ValueError(f'{self.folder} holds no generator: {self.recipe.name} trains {there}')
 
     @property
-    def log(self) -> list: # a dict of numbers for each logged step
-        return read_log(self.folder/'log.csv')
+    def log(self) -> list: return read_log(self.folder/'log.csv') # dicts of numbers
 
-    def latents(self,
-        n:int=64,   # how many
-        seed:int=0, # the same seed gives the same ones
-        truncation:float|None=None, # as in `prior`
-        psi:float=1.                # as in `prior`
-    ) -> Tensor: # (n,nz)
-        "Latents as G met them in training, with the knobs of lesson 14a."
+    def latents(self, n:int=64, seed:int=0, truncation:float|None=None, psi:float=1.) -> Tensor:
+        "The latents (n,nz) of a seed, as G met them in training; `prior` (lesson 14a) has the knobs."
         draw = prior(self.recipe.prior(self.nets), self.recipe.nz, truncation, psi)
         return draw(n, torch.Generator().manual_seed(seed))
 
@@ -108,7 +102,7 @@ def claim_folder(
     name:str, # of the recipe
     run:str|Path|None=None # RUN, else runs/NAME-1, or the next number that is free
 ) -> Path: # made by this call
-    "A new run folder that no other process can have claimed. ValueError where RUN holds a run already."
+    "A new run folder, no other process's. ValueError where RUN holds a run already."
     if run:
         _check_unused(run)
         Path(run).mkdir(parents=True, exist_ok=True)
@@ -123,8 +117,7 @@ def newest_folder() -> Path:
     "The run folder that was written last. Raises ValueError when there is none."
     runs = sorted(Path('runs').glob('*/run.json'), key=lambda p: p.stat().st_mtime)
     if runs: return runs[-1].parent
-    raise ValueError('there is no run to resume in runs/; '
-                     'name one with --run, or start one with: pokegan train')
+    raise ValueError('there is no run to resume in runs/; name one with --run, or call: pokegan train')
 
 # %% ../nbs/15a2_runs.ipynb #dev2
 def working_device(r:Recipe, images:Images, device:torch.device) -> torch.device:
@@ -171,7 +164,7 @@ def train(
     device=None,               # default: the best there is
     stop_on_trouble:bool=False,# end the run when the health check names a trouble
     save_every:int|None=None,  # steps between checkpoints; default once a minute
-    track:str|None=None,       # measure KID on the way with these features; keep the best checkpoint
+    track:str|None=None,       # measure KID with these features; keep the best checkpoint
     progress:bool=True,        # show a bar
     **changes                  # recipe fields to replace: size=32, ngf=32, …
 ) -> Run:
@@ -200,8 +193,7 @@ def _load(data:str|Images, size:int, show:bool) -> Images:
     "Images once for all processes; what was left out is reported."
     if isinstance(data, Images): return data
     images = load_once(data, size)
-    left_out = any(row.action == 'skip' for row in images.report.rows)
-    if show and left_out: print(images.report)
+    if show and any(row.action == 'skip' for row in images.report.rows): print(images.report)
     return images
 
 # %% ../nbs/15a2_runs.ipynb #c029
@@ -216,8 +208,7 @@ def resume(
     progress:bool=True         # show a bar
 ) -> Run:
     "Continue a run as if it had never stopped. Raises ValueError on other images."
-    folder, device = Path(folder), init_distributed(device)
-    info = read_info(folder)
+    folder, device, info = Path(folder), init_distributed(device), read_info(folder)
     if 'published' in info:
         raise ValueError(f'{folder} was published, to sample from: what training needs '
                          'is not in it; start a new run with: pokegan train')

@@ -142,7 +142,8 @@ def _build(self:AEGANRecipe) -> dict: # on the CPU
     return nets
 
 def _targets(self:AEGANRecipe, n:int, generator, device) -> tuple: # of the real thing, of imitations
-    return noisy_targets(n, self.real_target, self.fake_target, self.target_noise, self.flip, generator, device)
+    return noisy_targets(n, self.real_target, self.fake_target, self.target_noise, self.flip,
+                         generator=generator, device=device)
 
 def _phases(self:AEGANRecipe, nets:dict) -> list: # nets are on their device already
     "Its step: D (both discriminators), then GE."

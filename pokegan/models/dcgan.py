@@ -254,7 +254,8 @@ class GANRecipe(GANFields):
 
 # %% ../../nbs/09d_dcgan_recipes.ipynb #c010
 def _targets(self:GANRecipe, n:int, generator, device) -> tuple: # of reals, of fakes
-    return noisy_targets(n, self.real_target, self.fake_target, self.target_noise, self.flip, generator, device)
+    return noisy_targets(n, self.real_target, self.fake_target, self.target_noise, self.flip,
+                         generator=generator, device=device)
 
 def _penalty(self:GANRecipe, D, x_real, x_fake, generator):
     return self.penalty_weight*PENALTIES[self.penalty](D, x_real, x_fake, generator)
