@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from pokegan.core import seeded
 from pokegan.data import Images
-from pokegan.data.files import SOURCES
+from pokegan.data.download import SOURCES
 from pokegan.metrics.scores import METRICS, Metric
 from pokegan.models.dcgan import conv_discriminator, conv_generator
 from pokegan.models.recipe import Recipe
