@@ -16,7 +16,7 @@ from pokegan.metrics.tracking import Allowance, KIDCB, read_best
 from pokegan.models.dcgan import GANRecipe
 from pokegan.models.recipe import make_trainer
 from pokegan.runs import resume, train
-from pokegan import recipes
+from pokegan import runs
 
 RNG = torch.Generator().manual_seed(0)
 IMAGES = Images(torch.randint(0, 256, (70, 3, 32, 32), dtype=torch.uint8, generator=RNG), source='noise')
@@ -251,7 +251,7 @@ def test_features_are_built_once_and_before_anything_is_loaded(tmp_path, monkeyp
     def features(name, device):
         built.append(name)
         return extractor(name, device)
-    monkeypatch.setattr(recipes, 'named_features', features)
+    monkeypatch.setattr(runs, 'named_features', features)
     train('dcgan-quick', IMAGES, tmp_path/'a', steps=1, track='random', size=32, ngf=8, ndf=8, **kw)
     assert built == ['random']
     assert read_best(tmp_path/'a/best.safetensors')['step'] == 1
