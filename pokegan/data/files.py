@@ -234,7 +234,7 @@ def _creatures(rest, **how):
     n = rest or str(CREATURES)
     if not n.isdigit() or not int(n):
         raise ValueError(f'creatures:{rest}: write creatures, or creatures:N with N from 1')
-    drawing = import_module('pokegan.prepare')   # a later lesson, and only when somebody asks
+    drawing = import_module('pokegan.data.prepare')   # a later lesson, and only when somebody asks
     return drawing.prepare_creatures(int(n), **how)
 
 def _kaggle(rest, *, size, background, seed, memory, progress, **own): # own: see `download`
