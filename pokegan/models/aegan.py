@@ -24,7 +24,7 @@ from .recipe import Recipe
 def latent_discriminator(
     nz:int=16, # values in a latent
     faithful:bool=False, # batch norm and LReLU after the last layer too, as published
-)->nn.Sequential: # (b,nz) -> (b,) logits, larger is more real; initialised by `init_dcgan`
+) -> nn.Sequential: # (b,nz) -> (b,) logits, larger is more real; initialised by `init_dcgan`
     "System 4's Dz; its last sigmoid is a part of the loss here, as for every D of ours."
     tail = dense(256, 1) if faithful else [nn.Linear(256, 1)]
     return init_dcgan(nn.Sequential(*dense(nz, 32, 64, 128, 256), *tail, nn.Flatten(0)))
@@ -33,7 +33,7 @@ def latent_discriminator(
 def without_counting(
     E:nn.Module, # with batch norms
     x:Tensor, # (b,...)
-)->Tensor: # E(x); in training normalised by its own batch, as always
+) -> Tensor: # E(x); in training normalised by its own batch, as always
     "E of x, while the running means and variances of its batch norms stay as they are."
     norms = [m for m in E.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     was = [m.momentum for m in norms]
@@ -54,7 +54,8 @@ class RoundTrips:
     @property
     def x_tilde(self): return self.b.once('x_tilde', lambda: self.G(self.z_hat), self.G, self.E)
     @property
-    def z_tilde(self): return self.b.once('z_tilde', lambda: without_counting(self.E, self.x_hat), self.G, self.E)
+    def z_tilde(self):
+        return self.b.once('z_tilde', lambda: without_counting(self.E, self.x_hat), self.G, self.E)
 
 # %% ../../nbs/10b_aegan.ipynb #c014
 def judge(
@@ -62,34 +63,41 @@ def judge(
     real:Tensor, # (b,...): x or z
     hat:Tensor, # (b,...) likewise, from one way
     tilde:Tensor, # (b,...) likewise, from there and back
-    targets:Callable, # () -> (targets of the real thing, targets of imitations), anew at each call
-)->tuple: # (loss, logits of the real thing (b,), logits of the imitations (2b,))
+    targets:Callable, # () -> (targets of the real thing, of imitations), anew at each call
+) -> tuple: # (loss, logits of the real thing (b,), logits of the imitations (2b,))
     "One discriminator's loss: the real thing counts twice, each imitation once, divided by 4."
     l, l_hat, l_tilde = (full(D(v.detach())) for v in (real, hat, tilde))
-    (t, t_hat), (_, t_tilde) = targets(), targets()
-    return (2*bce(l, t) + bce(l_hat, t_hat) + bce(l_tilde, t_tilde))/4, l, torch.cat([l_hat, l_tilde])
+    t, t_hat = targets()
+    _, t_tilde = targets()
+    loss = (2*bce(l, t) + bce(l_hat, t_hat) + bce(l_tilde, t_tilde))/4
+    return loss, l, torch.cat([l_hat, l_tilde])
 
 # %% ../../nbs/10b_aegan.ipynb #c016
 def ge_terms(
     r:RoundTrips,
     Dx:nn.Module|None=None, # not needed where adv_x has no weight
     Dz:nn.Module|None=None, # likewise
-)->dict: # name -> function of nothing that computes the term
+) -> dict: # name -> function of nothing that computes the term
     "What G and E minimise: fool Dx and Dz with hat and tilde, and come back to where they started."
-    return dict(adv_x=lambda: bce(Dx(r.x_hat), 1.) + bce(Dx(r.x_tilde), 1.),
-                adv_z=lambda: bce(Dz(r.z_hat), 1.) + bce(Dz(r.z_tilde), 1.),
-                rec_x=lambda: (full(r.x_tilde) - r.b.x).abs().mean(),
-                rec_z=lambda: (full(r.z_tilde) - r.b.z).square().mean())
+    return dict(
+        adv_x=lambda: bce(Dx(r.x_hat), 1.) + bce(Dx(r.x_tilde), 1.),
+        adv_z=lambda: bce(Dz(r.z_hat), 1.) + bce(Dz(r.z_tilde), 1.),
+        rec_x=lambda: (full(r.x_tilde) - r.b.x).abs().mean(),
+        rec_z=lambda: (full(r.z_tilde) - r.b.z).square().mean())
+
+# %% ../../nbs/10b_aegan.ipynb #c016b
+def _detached(losses:dict) -> dict: return {k: v.detach() for k, v in losses.items()}
 
 def aegan_phases(
     nets:dict, # G, E, and those of Dx and Dz that play
     opt_D:torch.optim.Optimizer|None, # of Dx and Dz together
     opt_GE:torch.optim.Optimizer, # of G and E together
     weights:dict, # of adv_x, adv_z, rec_x and rec_z
-    targets:Callable, # (n, generator, device) -> (targets of the real thing, targets of imitations)
-)->list: # of phases: D, where there is a Dx or a Dz, then GE
+    targets:Callable, # (n, generator, device) -> (targets of the real thing, of imitations)
+) -> list: # of phases: D, where there is a Dx or a Dz, then GE
     "System 4's game. Without Dx and Dz an auto-encoder is left."
-    G, E, Ds = nets['G'], nets['E'], {k: nets[k] for k in ('Dx', 'Dz') if k in nets}
+    G, E = nets['G'], nets['E']
+    Ds = {k: nets[k] for k in ('Dx', 'Dz') if k in nets}
     def D_move(b):
         r, losses, stats = RoundTrips(G, E, b), {}, {}
         def draw(): return targets(len(b.x), b.generator, b.x.device)
@@ -97,23 +105,24 @@ def aegan_phases(
             losses['Dx'], real, fake = judge(Ds['Dx'], b.x, r.x_hat, r.x_tilde, draw)
             stats = logit_stats(real, fake)
         if 'Dz' in Ds: losses['Dz'], *_ = judge(Ds['Dz'], b.z, r.z_hat, r.z_tilde, draw)
-        return sum(losses.values()), {k: v.detach() for k, v in losses.items()} | stats
+        return sum(losses.values()), _detached(losses) | stats
     def GE_move(b):
         terms = ge_terms(RoundTrips(G, E, b), **Ds)
         losses = {k: terms[k]() for k, w in weights.items() if w}
-        return sum(weights[k]*v for k, v in losses.items()), {k: v.detach() for k, v in losses.items()}
-    return [Phase('D', tuple(Ds.values()), opt_D, D_move)]*bool(Ds) + [Phase('GE', (G, E), opt_GE, GE_move)]
+        return sum(weights[k]*v for k, v in losses.items()), _detached(losses)
+    phases = [Phase('D', tuple(Ds.values()), opt_D, D_move)] if Ds else []
+    return [*phases, Phase('GE', (G, E), opt_GE, GE_move)]
 
 # %% ../../nbs/10b_aegan.ipynb #c023
 @dataclass(frozen=True)
 class AEGANRecipe(Recipe):
-    "All that the training of one AEGAN is made of, as plain values; raises ValueError on a value that cannot work."
+    "All that the training of one AEGAN is made of; raises ValueError on a value that cannot work."
     family = 'aegan'
     published = ('G', 'E')
     nz:int = 16 # values in a latent
     ngf:int = 64 # width of G
     ndf:int = 64 # width of Dx and of E
-    whole:bool = False # E sees the whole picture; False: its upper left part, as published (lesson 10a)
+    whole:bool = False # E sees the whole picture; False: its upper left, as published (lesson 10a)
     faithful:bool = False # batch norm and LReLU after the last layer of Dz, as published
     adv_x:float = 1. # weight of fooling Dx; 0: there is no Dx
     rec_x:float = 1. # weight of the mean absolute difference between x tilde and x
@@ -136,7 +145,8 @@ class AEGANRecipe(Recipe):
 # %% ../../nbs/10b_aegan.ipynb #c025
 def _build(self:AEGANRecipe) -> dict: # on the CPU
     "G, E, and the discriminators that have a weight."
-    nets = dict(G=conv_generator(self.size, self.nz, self.ngf), E=conv_encoder(self.size, self.nz, self.ndf, self.whole))
+    nets = dict(G=conv_generator(self.size, self.nz, self.ngf),
+                E=conv_encoder(self.size, self.nz, self.ndf, self.whole))
     if self.adv_x: nets['Dx'] = conv_discriminator(self.size, self.ndf, norm_first=True, sn=True, head='conv')
     if self.adv_z: nets['Dz'] = latent_discriminator(self.nz, self.faithful)
     return nets
@@ -147,14 +157,16 @@ def _targets(self:AEGANRecipe, n:int, generator, device) -> tuple: # of the real
 
 def _phases(self:AEGANRecipe, nets:dict) -> list: # nets are on their device already
     "Its step: D (both discriminators), then GE."
-    kw, Ds = dict(betas=self.betas, weight_decay=self.weight_decay), [nets[k] for k in ('Dx', 'Dz') if k in nets]
+    kw = dict(betas=self.betas, weight_decay=self.weight_decay)
+    Ds = [nets[k] for k in ('Dx', 'Dz') if k in nets]
     opt_D = adam(*Ds, lr=self.lr_d, **kw) if Ds else None
     opt_GE = adam(nets['G'], nets['E'], lr=self.lr, **kw)
     return aegan_phases(nets, opt_D, opt_GE, self.weights, self.targets)
 
 def _callbacks(self:AEGANRecipe, nets:dict, folder, sets:dict) -> list:
     "Reconstructions on the way."
-    more = [ReconstructionCB(folder, nets['G'], nets['E'], sets['train'], self.prior(nets))]
+    prior = self.prior(nets)
+    more = [ReconstructionCB(folder, nets['G'], nets['E'], sets['train'], prior)]
     return more + Recipe.callbacks(self, nets, folder, sets)
 
 AEGANRecipe.build, AEGANRecipe.targets = _build, _targets
@@ -163,10 +175,12 @@ AEGANRecipe.phases, AEGANRecipe.callbacks = _phases, _callbacks
 # %% ../../nbs/10b_aegan.ipynb #c025b
 AEGAN_RECIPES = (
     AEGANRecipe('aegan', 'system 4: AEGAN',
-        'Dz gives plain logits (its own: faithful=True); weights start from N(0, 0.02), where it names no start'),
+        'Dz gives plain logits (its own: faithful=True); '
+        'weights start from N(0, 0.02), where it names no start'),
     AEGANRecipe('aegan-article', 'system 4: the weights and learning rates of the AEGAN article',
         'all else as aegan', rec_x=0.5, adv_z=0.005, rec_z=0.1, lr_d=1e-4),
-    AEGANRecipe('aegan-whole', 'system 4: AEGAN', 'as aegan, but its encoder sees the whole picture', whole=True),
+    AEGANRecipe('aegan-whole', 'system 4: AEGAN',
+        'as aegan, but its encoder sees the whole picture', whole=True),
     AEGANRecipe('aegan-quick', 'ours: creatures in minutes on CPU cores',
         'a third of the width, half the batch, five times the learning rate, E sees the whole picture',
         ngf=24, ndf=24, batch=32, lr=1e-3, lr_d=1e-3, whole=True),
