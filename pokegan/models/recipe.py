@@ -189,8 +189,8 @@ def make_trainer(
                    augment=r.change_reals(), device=device, bf16=None if r.amp else False)
 
 # %% ../../nbs/09c_recipe.ipynb #c022a
-def describe(images:Images) -> dict: # the data, as run.json names them
-    return dict(source=images.source, size=images.size, n=len(images), fingerprint=images.fingerprint)
+def describe(x:Images) -> dict: # the data, as run.json names them
+    return dict(source=x.source, size=x.size, n=len(x), fingerprint=x.fingerprint)
 
 def _watchers(t:Trainer, folder:Path, budget:dict, images:Images, extract:Callable|None) -> list:
     "Callbacks that look at G, where there is one."
