@@ -166,7 +166,8 @@ def main():
     print('lessons:', reading([c for cells in nbs.values() for c in cells]))
     print('library:', reading([re.sub(r'__all__ = \[.*?\]', '', t, flags=re.S) for t in lib.text.values()]))
     big = {f.stem: sum(map(thoughts, exported(cells))) for f, cells in nbs.items()}
-    print('logical lines exported, over 200:', ', '.join(f'{k} {v}' for k, v in big.items() if v > 200) or 'none')
+    over = [f'{k} {v}' for k, v in big.items() if v > 200]
+    print('logical lines exported, over 200:', ', '.join(over) or 'none')
     tall = {f.stem: max(map(thoughts, exported(cells)), default=0) for f, cells in nbs.items()}
     print('cells over 40:', ', '.join(f'{k} {v}' for k, v in tall.items() if v > 40) or 'none')
 

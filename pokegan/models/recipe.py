@@ -26,7 +26,7 @@ from ..training.health import HealthCB
 from ..training.losses import PAIRS
 from ..training.schedules import linear, ScheduleCB
 from ..training.trainer import Trainer
-from ..metrics.tracking import KIDCB
+from ..metrics.tracking import CurvesCB, CurvesPictureCB, KIDCB
 
 # %% ../../nbs/09c_recipe.ipynb #c007
 SIZES = (16, 32, 64, 128, 256) # px: sides that halve down to 4
@@ -198,8 +198,9 @@ def _watchers(t:Trainer, folder:Path, budget:dict, images:Images, extract:Callab
     if G is None: return []
     stop = budget.get('stop_on_trouble', False)
     looks = [HealthCB(G, t.prior, stop=stop, seed=t.seed), GridCB(folder, G, t.prior, seed=t.seed)]
-    if extract: looks.append(KIDCB(folder, G, t.prior, images, extract, seed=t.seed))
-    return looks
+    if not extract: return looks
+    curves = CurvesCB(G, t.prior, images, extract, seed=t.seed)
+    return [*looks, KIDCB(folder, G, t.prior, images, extract, seed=t.seed), curves]
 
 # %% ../../nbs/09c_recipe.ipynb #c022
 def fit_run(
@@ -225,7 +226,7 @@ def fit_run(
     t.callbacks += r.callbacks(t.nets | helpers, folder, sets)
     t.callbacks += [*_watchers(t, folder, budget, images, extract), LoadCB(), LogCB(folder)]
     t.callbacks += [*callbacks, ProgressCB()] if progress else callbacks
-    t.callbacks += [CheckpointCB(folder, meta, budget.get('save_every')), PictureCB(folder)]
+    t.callbacks += [CheckpointCB(folder, meta, budget.get('save_every')), PictureCB(folder), CurvesPictureCB(folder)]
     t.callbacks = team.wrap_callbacks(sorted(t.callbacks, key=lambda c: c.order))
     minutes = budget.get('minutes')
     if minutes: minutes = max(minutes - budget.get('before', 0.), .001) # earlier steps had theirs
