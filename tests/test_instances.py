@@ -1,4 +1,5 @@
-"""Codes of pictures: white, saved, resumed; D hears the question, and each real is asked about with its own."""
+"""Codes of pictures: white, saved, resumed;
+D hears the question, and each real is asked about with its own."""
 import json
 from dataclasses import asdict, replace
 
