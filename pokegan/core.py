@@ -8,7 +8,9 @@ __all__ = ['one_of', 'LATENTS', 'normal', 'uniform', 'seeded', 'mix_seed', 'pick
 # %% ../nbs/00_whole_game.ipynb #core2
 def one_of(name:str, value, choices:tuple):
     "Raises ValueError, one line, unless `value` is among the choices."
-    if value not in choices: raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(str, choices))}")
+    if value in choices: return
+    right = ', '.join(map(str, choices))
+    raise ValueError(f'{name} is {value!r}; it must be one of {right}')
 
 # %% ../nbs/03_dcgan.ipynb #c008
 import torch
