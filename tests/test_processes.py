@@ -111,6 +111,7 @@ def small_resnet():
 def job_encoder(folder, die):
     "An encoder learns which way is up; process 1 is killed in step 3 if it shall be."
     from pokegan.models.encoder import train_encoder
+    from pokegan.training import distributed
     from pokegan.recipes import recipe
     from pokegan.runs import resume
     small_resnet()
@@ -120,7 +121,7 @@ def job_encoder(folder, die):
         kill = Once(3, 1, lambda t: os.kill(os.getpid(), signal.SIGKILL))
         train_encoder(recipe('encoder-rotnet', size=32, batch=8, amp=False), noise(), folder, 4,
                       device=init_distributed('cpu'), save_every=2, callbacks=(kill,)*die,
-                      together=wrap_callbacks)
+                      team=distributed)
         done = read_json(Path(folder)/'run.json')
     write_json(Path(folder, f'{rank()}.json'), done['test'])
 
@@ -128,19 +129,19 @@ def job_encoder(folder, die):
 def job_three_steps(folder, stop):
     """PokeGAN-2.0 on two steps each; process 1 is terminated in the first step of the trainer
     that has the network `stop`."""
-    from pokegan.models import encoder
-    from pokegan import recipes
+    from pokegan import runs
+    from pokegan.models import recipe
     small_resnet()
     class StopCB(Callback):
         def after_step(self, t):
             here = t.rank, t.step, ''.join(k for k in 'ED' if k in t.nets)
             if here == (1, 1, stop): os.kill(os.getpid(), signal.SIGTERM)
-    encoder.LoadCB = recipes.LoadCB = StopCB  # in place of a callback that does not matter here
+    recipe.LoadCB = StopCB  # in place of a callback that does not matter here
     if (Path(folder)/'run.json').exists():
-        done = recipes.resume(folder, data=noise(), device='cpu', progress=False)
+        done = runs.resume(folder, data=noise(), device='cpu', progress=False)
     else:
-        done = recipes.train('pokegan2-msg', noise(), folder, steps=2, device='cpu', progress=False,
-                             **SMALL, components=5)
+        done = runs.train('pokegan2-msg', noise(), folder, steps=2, device='cpu', progress=False,
+                          **SMALL, components=5)
     write_json(Path(folder, f'{rank()}.json'), [done.info['step'], done.sample(2).abs().sum().item()])
 
 
