@@ -10,7 +10,8 @@ from PIL import Image
 from pokegan.data import audit, grid, Images, load_images, show_grid, to_float, to_uint8
 from pokegan.data.cleaning import Report
 from pokegan.data.duplicates import near_duplicates, twin_trees
-from pokegan.data.files import choose, CREATURES, folder_labels, match_labels, read_csv, source_help, SOURCES, walk, write_csv
+from pokegan.data.files import (
+    choose, CREATURES, folder_labels, match_labels, read_csv, source_help, SOURCES, walk, write_csv)
 from pokegan.data.images import show_small
 from pokegan.training.callbacks import save_png
 
