@@ -27,7 +27,8 @@ def trainer(rival: str, seed: int, images, device) -> Trainer:
     "One rival, ready to fit; the DCGAN has G and Dx of the AEGAN, started alike."
     r = RIVALS[rival]
     nets = {k: m.to(device, memory_format=torch.channels_last) for k, m in r.networks(seed).items()}
-    if rival != 'dcgan': return Trainer(nets, r.phases(nets), images, LATENTS, r.batch, seed=seed, device=device)
+    own = dict(seed=seed, device=device)
+    if rival != 'dcgan': return Trainer(nets, r.phases(nets), images, LATENTS, r.batch, **own)
     G, D, kw = nets['G'], nets['Dx'], dict(betas=r.betas, weight_decay=r.weight_decay)
     opts = adam(G, lr=r.lr, **kw), adam(D, lr=r.lr_d, **kw)
     def d_loss(*logits_and_targets): return d_bce(*logits_and_targets)/2

@@ -24,8 +24,7 @@ def _score_run(run:Run, ref:Reference, n:int=1024, seed:int=0, file:str='scores.
     "Score n pictures of a run; the scores go beside it with their card, unless it was published."
     scores = score_images(to_uint8(run.sample(n, seed)), ref)
     if 'published' in run.info: return scores # lesson 15c: what was given away stays as it is
-    stored = dict(step=run.info['step'], **scores.to_dict())
-    text = json.dumps(stored, indent=1)
+    text = json.dumps(dict(step=run.info['step'], **scores.to_dict()), indent=1)
     with replacing(run.folder/file) as p: p.write_text(text, encoding='utf-8')
     return scores
 
@@ -39,8 +38,7 @@ def evaluate(
     which:str='last', # 'last', or 'best' by KID where that was tracked
     device=None, # default: the best there is
 ) -> Scores:
-    """Score a run.
-    Raises ValueError where there is no run, too few images, or the source now gives other ones."""
+    "Score a run. Raises ValueError where there is none, on too few images, or on changed ones."
     run = load_run(folder, which)
     extract = named_features(features, device) # a wrong name is said before images are loaded
     was, images = run.info['data'], data
@@ -53,14 +51,16 @@ def evaluate(
     return _score_run(run, real_reference(images, extract, seed), n, seed, file)
 
 # %% ../nbs/15b_compare.ipynb #c016
+def _values(r:Recipe) -> Recipe: return replace(r, source='', differs='') # without words about it
+
 def _terms(run:Run) -> dict: # what all runs of a comparison share
-    info, r = run.info, replace(run.recipe, source='', differs='')
-    return dict(data=info['data']['fingerprint'], recipe=r,
+    info = run.info
+    return dict(data=info['data']['fingerprint'], recipe=_values(run.recipe),
                 budget=info['budget']['minutes'], seed=info['seed'], device=info['device'])
 
 def train_or_load(
     folder:Path, # of the run
-    words:str|Recipe, # as for `variant`
+    r:Recipe, # of the size of the images
     images:Images, # to train on
     *,
     minutes:float, # of training
@@ -68,16 +68,12 @@ def train_or_load(
     device=None, # default: the best there is
     progress:bool=True # show a bar
 ) -> Run:
-    """The finished run of an earlier call, the rest of a stopped one, or a new one.
-    Raises ValueError on a run of another comparison."""
-    name, changes = variant(words)
-    changes['size'] = images.size
+    "A finished run, the rest of a stopped one, or a new one. ValueError on another comparison's."
     kw = dict(minutes=minutes, device=device, progress=progress)
-    if not (folder/'run.json').exists():
-        run = train(name, images, folder, seed=seed, **kw, **changes)
+    if not (folder/'run.json').exists(): run = train(r, images, folder, seed=seed, **kw)
     else:
-        run, r = load_run(folder), recipe(name, **changes | dict(source='', differs=''))
-        now = dict(data=images.fingerprint, recipe=r,
+        run = load_run(folder)
+        now = dict(data=images.fingerprint, recipe=_values(r),
                    budget=minutes, seed=seed, device=str(pick_device(device)))
         for what, was in _terms(run).items():
             if was != now[what]: raise ValueError(f'{folder} was trained with another {what}; '
@@ -93,26 +89,22 @@ def _unit(k:str) -> float: # KID stands times 1000 in rows and tables, shares fr
 
 def _as_row(words:str, run:Run, scores:Scores) -> dict: # a row of table.csv
     "What one run is worth, by every metric that was measured, and what it cost."
-    info, kid = run.info, scores['kid']
-    row = dict(recipe=words, seed=info['seed'], kid=_unit('kid')*kid.value, kid_se=_unit('kid')*kid.se)
+    info, kid, unit = run.info, scores['kid'], _unit('kid')
+    row = dict(recipe=words, seed=info['seed'], kid=unit*kid.value, kid_se=unit*kid.se)
     row |= {k: _unit(k)*scores[k].value for k in METRICS if k in scores.of and k != 'kid'}
     row |= dict(step=info['step'], images=info['images'])
     row['images_per_s'] = info['images']/max(info['seconds'], 1e-9)
     return row | dict(seconds=info['seconds'], stopped=info['stopped'])
 
-def mean_se(
-    rows:list, # of runs that differ in their seed
-    key:str # a column
-) -> tuple: # (mean, standard error)
-    "Over seeds; with one seed, the error of KID over subsets of the pictures."
+def mean_se(rows:list, key:str) -> tuple: # (mean, standard error) of a column
+    "Over runs that differ in their seed; with one, the error of KID over subsets of the pictures."
     v = [r[key] for r in rows]
     if len(v) > 1: return statistics.mean(v), statistics.stdev(v)/len(v)**.5
     return v[0], rows[0].get(f'{key}_se')
 
 # %% ../nbs/15b_compare.ipynb #c019a
-_COST = { # heading and format; what is good stands in METRICS
-    'images': ('images seen', ',.0f'), 'images_per_s': ('images/s', '.0f'),
-    'seconds': ('seconds', '.0f')}
+_COST = dict(images=('images seen', ',.0f'), images_per_s=('images/s', '.0f'),
+             seconds=('seconds', '.0f')) # heading and format; what is good stands in METRICS
 
 def _recipe_line(words:str, rows:list, metrics:list) -> str: # means over the runs of one recipe
     cells = {k: METRICS[k].show(mean_se(rows, k)[0]/_unit(k)) for k in metrics}
@@ -129,7 +121,7 @@ def _as_table(rows:list, scores:Scores, about:str) -> str: # Markdown, best firs
     "A line for each recipe, then floor and ceiling of each metric, then how it was measured."
     by, metrics = {r['recipe']: [] for r in rows}, [k for k in METRICS if k in scores.of]
     for r in rows: by[r['recipe']].append(r)
-    head = ['recipe', *(METRICS[k].title for k in metrics), *(heading for heading, _ in _COST.values())]
+    head = ['recipe', *(METRICS[k].title for k in metrics), *(title for title, _ in _COST.values())]
     lines = [f"| {' | '.join(head)} |", '|---'*len(head) + '|']
     best_first = sorted(by, key=lambda w: METRICS['kid'].order(mean_se(by[w], 'kid')[0]))
     lines += [_recipe_line(w, by[w], metrics) for w in best_first]
@@ -138,46 +130,45 @@ def _as_table(rows:list, scores:Scores, about:str) -> str: # Markdown, best firs
     return '\n'.join([*lines, '', about, '', f'Measured with {scores.card}.'])
 
 # %% ../nbs/15b_compare.ipynb #c021
-def _draw_grids(runs:dict, path:Path): # title -> Run; PNG to write
+def _draw_grids(first:dict, path:Path): # words -> (Run, Scores); PNG to write
     "The same 32 latents of each run, as a picture: a number alone is not to be trusted."
     import matplotlib.pyplot as plt
-    cols = min(3, len(runs))
-    lines = -(-len(runs)//cols)
+    cols = min(3, len(first))
+    lines = -(-len(first)//cols)
     look = dict(figsize=(3.4*cols, 2.1*lines), dpi=110, layout='constrained')
     fig, axes = plt.subplots(lines, cols, squeeze=False, **look)
     for ax in axes.flat: ax.set_axis_off()
-    for ax, (title, run) in zip(axes.flat, runs.items()):
+    for ax, (words, (run, scores)) in zip(axes.flat, first.items()):
         ax.imshow(grid(to_uint8(run.sample(32)), 8).permute(1, 2, 0).numpy())
-        ax.set_title(title, fontsize=7)
+        step, seed, k = run.info['step'], run.info['seed'], 1000*scores['kid'].value
+        ax.set_title(f'{words}\nKID {k:.0f}, step {step:,}, seed {seed}', fontsize=7)
     with replacing(path) as p: fig.savefig(p, format='png')
     plt.close(fig)
 
 # %% ../nbs/15b_compare.ipynb #c023p
 def _label(words:str|Recipe) -> str: return words.name if isinstance(words, Recipe) else words
 
-def _plan(names:list, minutes:float, seeds:int, size:int|None) -> int: # the size of the images
+def _plan(names:list, minutes:float, seeds:int, size:int|None) -> tuple: # the size, {label: recipe}
     "Raises ValueError on whatever would fail after hours of training."
-    if not names:
-        raise ValueError('there is nothing to compare; name recipes, such as dcgan-quick dcgan-819')
+    if not names: raise ValueError('nothing to compare; name recipes: dcgan-quick dcgan-819')
     if len({_label(w) for w in names}) < len(names):
         raise ValueError('a recipe is named twice; for several runs of one, use --seeds')
     if seeds < 1: raise ValueError(f'seeds is {seeds}; it must be 1 or more')
     check_budget(None, minutes)
     parsed = [variant(w) for w in names]
     first, changes = parsed[0]
-    size = size or recipe(first, **changes).size
-    for words, (name, changes) in zip(names, parsed):
+    size, plan = size or recipe(first, **changes).size, {}
+    for label, (name, changes) in zip(map(_label, names), parsed):
         if changes.get('size', size) != size:
-            raise ValueError(f'{_label(words)}: all are compared at one size, here {size} px; give it with --size')
-        recipe(name, **changes | dict(size=size))
-    return size
+            raise ValueError(f'{label}: all are compared at one size, here {size} px; see --size')
+        plan[label] = recipe(name, **changes | dict(size=size))
+    return size, plan
 
 def _about(minutes:float, seeds:int, images:Images, device:str) -> str:
     "The foot of the table."
     error = 'over seeds' if seeds > 1 else 'of KID over subsets of the pictures'
     return (f'{minutes:.3g} minutes of training each on {device}, on {len(images):,} images '
-            f"of {images.size} px; {seeds} seed{'s' if seeds > 1 else ''}, "
-            f'± is the standard error {error}; '
+            f"of {images.size} px; {seeds} seed{'s' if seeds > 1 else ''}, ± is the standard error {error}; "
             'memorised means nearer to a training picture than 95% of real pictures are.')
 
 # %% ../nbs/15b_compare.ipynb #c023
@@ -194,10 +185,9 @@ def compare(
     device=None, # default: the best there is
     progress:bool=True # show bars
 ) -> str: # the table
-    """Train each for the same time on the same images, and score them alike.
-    What is finished already is not done again."""
+    "Train each for the same time on the same images, and score them alike; nothing is done twice."
     given = isinstance(data, Images)
-    size = _plan(names, minutes, seeds, data.size if given else size)
+    size, plan = _plan(names, minutes, seeds, data.size if given else size)
     if n < 16: raise ValueError(f'n is {n}; score at least 16 images, better 1024')
     extract = named_features(features, device)
     images = data if given else load_images(data, size, progress=progress)
@@ -205,16 +195,14 @@ def compare(
     ref, rows, first = real_reference(images, extract), [], {}
     kw = dict(minutes=minutes, device=device, progress=progress)
     for seed in range(seeds):
-        for w in names:
-            folder = Path(out)/f"{_label(w).replace(':', '+').replace('/', '_')}-{seed}"
-            run = train_or_load(folder, w, images, seed=seed, **kw)
+        for label, r in plan.items():
+            folder = Path(out)/f"{label.replace(':', '+').replace('/', '_')}-{seed}"
+            run = train_or_load(folder, r, images, seed=seed, **kw)
             scores = _load_scores(run, ref, n) or _score_run(run, ref, n)
-            rows.append(_as_row(_label(w), run, scores))
-            first.setdefault(_label(w), (run, scores))
-    order = [_label(w) for w in names]
-    rows.sort(key=lambda r: (order.index(r['recipe']), r['seed']))
-    about = _about(minutes, seeds, images, run.info['device'])
-    return _write_results(Path(out), rows, first, about)
+            rows.append(_as_row(label, run, scores))
+            first.setdefault(label, (run, scores))
+    rows.sort(key=lambda r: ([*plan].index(r['recipe']), r['seed']))
+    return _write_results(Path(out), rows, first, _about(minutes, seeds, images, run.info['device']))
 
 # %% ../nbs/15b_compare.ipynb #c024
 def _load_scores(run:Run, ref:Reference, n:int) -> Scores|None:
@@ -222,22 +210,18 @@ def _load_scores(run:Run, ref:Reference, n:int) -> Scores|None:
     if not (p := run.folder/'scores.json').exists(): return None
     stored = json.loads(p.read_text(encoding='utf-8'))
     scores = Scores.from_dict(stored)
-    card = scores.card
-    same = card.n_fake == n and all(getattr(card, k) == v for k, v in ref.card.items())
+    wanted = ref.card | dict(n_fake=n)
+    same = all(getattr(scores.card, k) == v for k, v in wanted.items())
     return scores if same and stored['step'] == run.info['step'] else None
 
 def _write_results(out:Path, rows:list, first:dict, about:str) -> str: # the table
     "table.csv with a row for each run, table.md with one for each recipe, grids.png."
+    def short(v): return f'{v:.6g}' if isinstance(v, float) else v
     with replacing(out/'table.csv') as p, open(p, 'w', newline='', encoding='utf-8') as f:
         w = csv.DictWriter(f, list(rows[0]))
         w.writeheader()
-        def short(v): return f'{v:.6g}' if isinstance(v, float) else v
         w.writerows({k: short(v) for k, v in r.items()} for r in rows)
     table = _as_table(rows, next(iter(first.values()))[1], about)
     with replacing(out/'table.md') as p: p.write_text(table + '\n', encoding='utf-8')
-    grids = {}
-    for words, (run, scores) in first.items():
-        step, seed = run.info['step'], run.info['seed']
-        grids[f"{words}\nKID {1000*scores['kid'].value:.0f}, step {step:,}, seed {seed}"] = run
-    _draw_grids(grids, out/'grids.png')
+    _draw_grids(first, out/'grids.png')
     return table

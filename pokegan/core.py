@@ -8,7 +8,9 @@ __all__ = ['one_of', 'LATENTS', 'normal', 'uniform', 'seeded', 'mix_seed', 'pick
 # %% ../nbs/00_whole_game.ipynb #core2
 def one_of(name:str, value, choices:tuple):
     "Raises ValueError, one line, unless `value` is among the choices."
-    if value not in choices: raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(str, choices))}")
+    if value in choices: return
+    right = ', '.join(map(str, choices))
+    raise ValueError(f'{name} is {value!r}; it must be one of {right}')
 
 # %% ../nbs/03_dcgan.ipynb #c008
 import torch
@@ -62,16 +64,17 @@ __doc__ = 'What everybody needs and nobody owns.'
 def pick_device(
     name:str|torch.device|None=None # 'cpu', 'cuda', 'cuda:1', 'mps'; None: the best there is
 ) -> torch.device:
-    "CUDA, else Apple's MPS, else the CPU; or the one asked for. Raises ValueError where this machine lacks it."
+    "CUDA, else Apple's MPS, else the CPU; or the one asked for. ValueError where there is none."
     there = ['cpu']
     if torch.backends.mps.is_available(): there.append('mps')
     if torch.cuda.is_available(): there.append('cuda')
     kind = str(name or there[-1]).split(':')[0]
-    if kind not in there: raise ValueError(f"device is {str(name)!r}; this machine has {', '.join(there)}")
+    if kind not in there:
+        raise ValueError(f"device is {str(name)!r}; this machine has {', '.join(there)}")
     return torch.device(name or kind)
 
 def has_bf16(device:torch.device) -> bool:
-    "True where bfloat16 arithmetic is done by the hardware; emulated, it would be slower than float32."
+    "True where the hardware does bfloat16 arithmetic; emulated, it would be slower than float32."
     if device.type == 'cuda': return torch.cuda.get_device_capability(device)[0] >= 8
     info = pathlib.Path('/proc/cpuinfo')
     if device.type != 'cpu' or not info.exists(): return False

@@ -7,7 +7,7 @@ __all__ = ['Run', 'pretrained', 'load_run', 'claim_folder', 'newest_folder', 'wo
            'pick_threads', 'train', 'resume']
 
 # %% ../nbs/15a2_runs.ipynb #c003
-import os, time
+import itertools, os, timeit
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -15,48 +15,43 @@ from pathlib import Path
 import psutil, torch
 from torch import Tensor, nn
 
-from .core import one_of, run_eval
+from .core import one_of, run_eval, seeded
 from .data.images import Images
 from .training import distributed as processes
 from .training.callbacks import read_log
 from .training.checkpoint import read_tensors, unflatten
-from .training.distributed import broadcast_object, init_distributed, load_once, rank
+from .training.distributed import init_distributed, load_once, rank
 from .training.trainer import check_budget
 from .latents.priors import prior, sample
 from .models.encoder import named_features
 from .models.recipe import from_plain, make_trainer, read_info, Recipe
-from .recipes import DEFAULT
 from . import recipes
 
 # %% ../nbs/15a2_runs.ipynb #c023
 @dataclass
 class Run:
-    "A run folder, opened: its recipe, its generator (the moving average where there is one), its log."
+    "A run folder, opened: its recipe, its networks, its log."
     folder:Path      # where it lies
     info:dict        # run.json
     recipe:Recipe    # with every value
-    nets:dict        # its networks by name, on the CPU, in eval mode; G is the moving average where there is one
+    nets:dict        # its networks, on the CPU, in eval mode; G is the moving average, if any
 
     @property
-    def G(self) -> nn.Module: # latents (b,nz) to images; raises ValueError where the recipe has none
+    def G(self) -> nn.Module: # latents (b,nz) to images; ValueError where the recipe has none
         if 'G' in self.nets: return self.nets['G']
-        raise ValueError(f'{self.folder} holds no generator: {self.recipe.name} trains {", ".join(self.nets)}')
+        there = ', '.join(self.nets)
+        raise ValueError(f'{self.folder} holds no generator: {self.recipe.name} trains {there}')
 
     @property
-    def log(self) -> list: return read_log(self.folder/'log.csv') # a dict of numbers for each logged step
+    def log(self) -> list: return read_log(self.folder/'log.csv') # dicts of numbers
 
-    def latents(self,
-        n:int=64,   # how many
-        seed:int=0, # the same seed gives the same ones
-        truncation:float|None=None, # as in `prior`
-        psi:float=1.                # as in `prior`
-    ) -> Tensor: # (n,nz)
-        "Latents as G met them in training, with the knobs of lesson 14a."
+    def latents(self, n:int=64, seed:int=0, truncation:float|None=None, psi:float=1.) -> Tensor:
+        "The latents (n,nz) of a seed, as G met them in training; `prior` (lesson 14a) has the knobs."
         draw = prior(self.recipe.prior(self.nets), self.recipe.nz, truncation, psi)
         return draw(n, torch.Generator().manual_seed(seed))
 
-    def sample(self, n:int=64, seed:int=0, truncation:float|None=None, psi:float=1.) -> Tensor: # (n,3,h,w) in [-1,1]
-        "New images; arguments as in `latents`."
+    def sample(self, n:int=64, seed:int=0, truncation:float|None=None, psi:float=1.) -> Tensor:
+        "New images (n,3,h,w) in [-1,1]; arguments as in `latents`."
         return sample(self.G, self.latents(n, seed, truncation, psi))
 
     def encode(self, x:Tensor) -> Tensor: # (n,3,h,w) in [-1,1] to (n,nz)
@@ -75,21 +70,22 @@ def load_run(
     folder:str|Path,  # of a run, or one of `pretrained()`
     which:str='last'  # 'last', or 'best' by KID where that was tracked
 ) -> Run:
-    "Open a run folder; no generator of random numbers is touched. Raises ValueError where it is not one."
+    "Open a run folder; no random number is drawn. Raises ValueError where it is not one."
     one_of('which', which, ('last', 'best'))
     folder, ready = Path(folder), pretrained()
     if not folder.exists() and str(folder) in ready: folder = ready[str(folder)]
     if not (folder/'run.json').exists():
-        raise ValueError(f'{folder} is not a run folder (no run.json); runs are made by `pokegan train`, '
-                         f'and ready ones are {", ".join(ready)}')
-    info = read_info(folder)
-    if which == 'best' and not (folder/'best.safetensors').exists():
-        raise ValueError(f'{folder} has no best.safetensors; train with --track effnet-lite0 to keep it')
+        raise ValueError(f'{folder} is not a run folder (no run.json); '
+                         f'runs are made by `pokegan train`, and ready ones are {", ".join(ready)}')
+    info, weights = read_info(folder), folder/f'{which}.safetensors'
+    if which == 'best' and not weights.exists():
+        raise ValueError(f'{folder} has no {weights.name}; train with --track effnet-lite0 to keep it')
     r = from_plain(info['recipe'])
-    tensors, meta = read_tensors(folder/f'{which}.safetensors')
-    return Run(folder, info | dict(step=int(meta['step'])), r, _filled(r.offline().networks(seed=0), tensors))
+    tensors, meta = read_tensors(weights)
+    nets = _filled(r.offline().networks(seed=0), tensors)
+    return Run(folder, info | dict(step=int(meta['step'])), r, nets)
 
-def _filled(nets:dict, tensors:dict) -> dict: # networks of a recipe -> those that were saved, with their weights
+def _filled(nets:dict, tensors:dict) -> dict: # those that were saved, with their weights
     "A moving average takes the place of its network; what was published has no D."
     saved = {k: unflatten(tensors, f'{k}_ema') or unflatten(tensors, k) for k in nets}
     nets = {k: m.eval() for k, m in nets.items() if saved[k]}
@@ -97,53 +93,48 @@ def _filled(nets:dict, tensors:dict) -> dict: # networks of a recipe -> those th
     return nets
 
 # %% ../nbs/15a2_runs.ipynb #c026
+def _check_unused(run:str|Path):
+    "Raises ValueError where a folder holds a run already."
+    if not (Path(run)/'run.json').exists(): return
+    raise ValueError(f'{run} already holds a run: continue it with --resume, or name another folder')
+
 def claim_folder(
     name:str, # of the recipe
     run:str|Path|None=None # RUN, else runs/NAME-1, or the next number that is free
 ) -> Path: # made by this call
-    "A new run folder that no other process can have claimed. Raises ValueError where RUN holds a run already."
+    "A new run folder, no other process's. ValueError where RUN holds a run already."
     if run:
-        if (Path(run)/'run.json').exists():
-            raise ValueError(f'{run} already holds a run: continue it with --resume, or name another folder')
+        _check_unused(run)
         Path(run).mkdir(parents=True, exist_ok=True)
         return Path(run)
-    k = 1
-    while True:
+    for k in itertools.count(1):
         folder = Path('runs')/f'{name}-{k}'
         try: folder.mkdir(parents=True, exist_ok=False)
-        except FileExistsError: k += 1
-        else: return folder
+        except FileExistsError: continue
+        return folder
 
 def newest_folder() -> Path:
     "The run folder that was written last. Raises ValueError when there is none."
     runs = sorted(Path('runs').glob('*/run.json'), key=lambda p: p.stat().st_mtime)
     if runs: return runs[-1].parent
-    raise ValueError('there is no run to resume in runs/; name one with --run, or start one with: pokegan train')
+    raise ValueError('there is no run to resume in runs/; name one with --run, or call: pokegan train')
 
 # %% ../nbs/15a2_runs.ipynb #dev2
 def working_device(r:Recipe, images:Images, device:torch.device) -> torch.device:
-    "The device, if a step of this recipe runs on it; else the CPU, with one line. CUDA and the CPU are trusted."
+    "The device, if a step of this recipe runs on it; else the CPU, with one line. CUDA is trusted."
     if device.type in ('cpu', 'cuda'): return device
-    try:
-        trial = make_trainer(r.sets(images, 0)[0], images, 0, device)
-        trial.one_step()
+    try: make_trainer(r.sets(images, 0)[0], images, 0, device).one_step()
     except (NotImplementedError, RuntimeError, AssertionError) as e:
         why = str(e).split('\n')[0][:120]
         print(f'{device} cannot do a step of {r.name} ({why}); training on the CPU')
         return torch.device('cpu')
     return device
 
-def convolution_seconds(
-    threads:int # to compute with
-) -> float:
+def convolution_seconds(threads:int) -> float:
     "How long a typical convolution takes, forward and backward; the best of a few."
     torch.set_num_threads(threads)
-    conv, x, best = nn.Conv2d(64, 64, 3, padding=1), torch.zeros(16, 64, 32, 32), float('inf')
-    for _ in range(6):
-        t0 = time.perf_counter()
-        conv(x).sum().backward()
-        best = min(best, time.perf_counter() - t0)
-    return best
+    conv, x = nn.Conv2d(64, 64, 3, padding=1), torch.zeros(16, 64, 32, 32)
+    return min(timeit.repeat(lambda: conv(x).sum().backward(), number=1, repeat=6))
 
 def pick_threads(
     told:int|None=None # as many as an earlier part of the run had
@@ -153,17 +144,16 @@ def pick_threads(
     if told or most == 1 or 'OMP_NUM_THREADS' in os.environ:
         torch.set_num_threads(min(told or most, os.cpu_count() or 1))
         return torch.get_num_threads()
-    busy, state = psutil.cpu_percent(.1), torch.get_rng_state()
-    seconds = {n: convolution_seconds(n) for n in (1, most)}
-    torch.set_rng_state(state)
-    best = min(seconds, key=seconds.get)
+    busy = psutil.cpu_percent(.1)
+    best = seeded(0, lambda: min((1, most), key=convolution_seconds))
     torch.set_num_threads(best)
-    if best < most and busy > 50: print(f'the processor is {busy:.0f}% busy with other work: training on one thread')
+    if best < most and busy > 50:
+        print(f'the processor is {busy:.0f}% busy with other work: training on one thread')
     return best
 
 # %% ../nbs/15a2_runs.ipynb #c027
 def train(
-    recipe:str|Recipe=DEFAULT, # a recipe, or its name
+    recipe:str|Recipe=recipes.DEFAULT, # a recipe, or its name
     data:str|Images='creatures', # a source, or images
     run:str|Path|None=None,    # run folder; default runs/NAME-K
     *,
@@ -174,35 +164,36 @@ def train(
     device=None,               # default: the best there is
     stop_on_trouble:bool=False,# end the run when the health check names a trouble
     save_every:int|None=None,  # steps between checkpoints; default once a minute
-    track:str|None=None,       # measure KID on the way with these features, and keep the best checkpoint
+    track:str|None=None,       # measure KID with these features; keep the best checkpoint
     progress:bool=True,        # show a bar
     **changes                  # recipe fields to replace: size=32, ngf=32, …
 ) -> Run:
-    "Train a recipe into a new run folder. Raises ValueError on wrong values, before anything is loaded or written."
+    "Train a recipe into a new run folder. Raises ValueError before anything is loaded or written."
     if steps is None and minutes is None and epochs is None: minutes = 3.
     check_budget(steps, minutes, epochs)
     r, device = recipes.recipe(recipe, **changes), init_distributed(device)
-    extract = _ready(r, track, device)
-    if run and (Path(run)/'run.json').exists(): claim_folder(r.name, run) # says what is wrong, before images are loaded
-    images = _load(data, r.size, progress)
+    extract, show = _ready(r, track, device), progress and not rank()
+    if run: _check_unused(run)
+    images = _load(data, r.size, show)
     device = working_device(r, images, device)
-    budget = dict(steps=steps, minutes=minutes, epochs=epochs, stop_on_trouble=stop_on_trouble, save_every=save_every,
-                  track=track, threads=pick_threads())
-    folder = broadcast_object(lambda: claim_folder(r.name, run))
-    r.fit(images, folder, budget, seed=seed, device=device, progress=progress and not rank(), extract=extract,
-          team=processes)
+    budget = dict(steps=steps, minutes=minutes, epochs=epochs, stop_on_trouble=stop_on_trouble,
+                  save_every=save_every, track=track, threads=pick_threads())
+    folder = processes.broadcast_object(lambda: claim_folder(r.name, run))
+    r.fit(images, folder, budget, seed=seed, device=device,
+          progress=show, extract=extract, team=processes)
     return load_run(folder)
 
+# %% ../nbs/15a2_runs.ipynb #c027b
 def _ready(r:Recipe, track:str|None, device): # -> the features that track KID, where they do
     "What must be there before anything is loaded or written."
     r.check_requirements()
     return named_features(track, device) if track else None
 
-def _load(data:str|Images, size:int, progress:bool) -> Images:
+def _load(data:str|Images, size:int, show:bool) -> Images:
     "Images once for all processes; what was left out is reported."
     if isinstance(data, Images): return data
     images = load_once(data, size)
-    if progress and not rank() and any(row.action == 'skip' for row in images.report.rows): print(images.report)
+    if show and any(row.action == 'skip' for row in images.report.rows): print(images.report)
     return images
 
 # %% ../nbs/15a2_runs.ipynb #c029
@@ -216,12 +207,11 @@ def resume(
     device=None,               # default: the best there is
     progress:bool=True         # show a bar
 ) -> Run:
-    "Continue a run to the end of its budget, or of a new one, as if it had never stopped. ValueError on other images."
-    folder, device = Path(folder), init_distributed(device)
-    info = read_info(folder)
+    "Continue a run as if it had never stopped. Raises ValueError on other images."
+    folder, device, info = Path(folder), init_distributed(device), read_info(folder)
     if 'published' in info:
-        raise ValueError(f'{folder} was published, to sample from: what training needs is not in it; '
-                         'start a new run with: pokegan train')
+        raise ValueError(f'{folder} was published, to sample from: what training needs '
+                         'is not in it; start a new run with: pokegan train')
     r, budget = from_plain(info['recipe']), dict(info['budget'])
     new = dict(steps=steps, minutes=minutes, epochs=epochs)
     if any(v is not None for v in new.values()): budget |= new
@@ -232,7 +222,8 @@ def resume(
         raise ValueError(f"{folder} was trained on other images ({was['source']}, "
                          f"fingerprint {was['fingerprint']}); give those with --data")
     pick_threads(budget.get('threads'))
-    again = broadcast_object((folder/'state.safetensors').exists)
-    r.fit(images, folder, budget, data=was, seed=info['seed'], device=working_device(r, images, device),
+    again = processes.broadcast_object((folder/'state.safetensors').exists)
+    device = working_device(r, images, device)
+    r.fit(images, folder, budget, data=was, seed=info['seed'], device=device,
           progress=progress and not rank(), extract=extract, again=again, team=processes)
     return load_run(folder)

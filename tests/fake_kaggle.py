@@ -19,7 +19,9 @@ def archive(names=('images/a.png', 'images/b.png', 'images/c.png'), filler=0):
             png = io.BytesIO()
             Image.linear_gradient('L').rotate(90*i).resize((32, 32)).save(png, 'PNG')
             z.writestr(name, png.getvalue())
-        if filler: z.writestr('filler.bin', b''.join(hashlib.sha256(b'%d' % i).digest() for i in range(filler//32)))
+        if filler:
+            noise = b''.join(hashlib.sha256(b'%d' % i).digest() for i in range(filler//32))
+            z.writestr('filler.bin', noise)
     return out.getvalue()
 
 
@@ -28,7 +30,7 @@ SCENES = {
     'fine': {}, 'kvpratama': {}, 'djilax': {},
     'private': dict(token=True),                             # 403 unless the visitor shows a token
     **{f'status{c}': dict(status=c) for c in (401, 403, 404, 429, 500)},
-    'echo': dict(status=500, echo=True),                     # an error message that repeats the visitor's token
+    'echo': dict(status=500, echo=True),                     # an error that repeats the visitor's token
     'cut': dict(body=LARGE, cut=1), 'cutcut': dict(body=LARGE, cut=2),   # drops the line so many times
     'stall': dict(stall=True),                               # starts an answer and never goes on
     'badsum': dict(md5=b'of something else', times=1),       # once
@@ -46,7 +48,8 @@ class Visit(BaseHTTPRequestHandler):
 
     def reply(self, status, body=b'', **headers):
         self.send_response(status)
-        for k, v in {'Content-Type': 'application/json', 'Content-Length': str(len(body)), **headers}.items(): self.send_header(k, v)
+        headers = {'Content-Type': 'application/json', 'Content-Length': str(len(body)), **headers}
+        for k, v in headers.items(): self.send_header(k, v)
         self.end_headers()
         self.wfile.write(body)
 
@@ -55,11 +58,13 @@ class Visit(BaseHTTPRequestHandler):
         call, owner = self.path.rsplit('/', 1)[1], asked.get('ownerSlug', '')
         scene, auth = SCENES.get(owner, dict(status=404)), self.headers.get('Authorization', '')
         self.server.visits.append(dict(call=call, owner=owner, auth=auth))
-        if call == 'IntrospectToken': return self.reply(200, json.dumps(dict(active=True, username='ash')).encode())
+        if call == 'IntrospectToken':
+            return self.reply(200, json.dumps(dict(active=True, username='ash')).encode())
         status = 403 if scene.get('token') and not auth else scene.get('status')
         if status:
             message = f'visitor sent {auth}' if scene.get('echo') else f'status {status}'
-            return self.reply(status, json.dumps(dict(code=status, message=message)).encode(), **({'Retry-After': '7'} if status == 429 else {}))
+            body = json.dumps(dict(code=status, message=message)).encode()
+            return self.reply(status, body, **({'Retry-After': '7'} if status == 429 else {}))
         if call == 'DownloadDataset': return self.reply(302, Location=f'/store/{owner}.zip?{SIGNATURE}')
         return self.reply(200, json.dumps(dict(currentVersionNumber=3, title='stand-in')).encode())
 
@@ -73,9 +78,10 @@ class Visit(BaseHTTPRequestHandler):
         digest = base64.b64encode(hashlib.md5(scene.get('md5', body)).digest()).decode()
         start = int(asked[6:-1]) if asked else 0
         self.send_response(206 if asked else 200)
-        for k, v in {'Content-Type': 'application/zip', 'Content-Length': str(len(body)-start), 'Accept-Ranges': 'bytes',
-                     'ETag': f'"{len(body)}"', 'Last-Modified': 'Thu, 01 Jan 2026 00:00:00 GMT', 'x-goog-hash': f'md5={digest}'}.items():
-            self.send_header(k, v)
+        headers = {'Content-Type': 'application/zip', 'Content-Length': str(len(body)-start),
+                   'Accept-Ranges': 'bytes', 'ETag': f'"{len(body)}"',
+                   'Last-Modified': 'Thu, 01 Jan 2026 00:00:00 GMT', 'x-goog-hash': f'md5={digest}'}
+        for k, v in headers.items(): self.send_header(k, v)
         self.end_headers()
         cuts = self.server.cuts
         if scene.get('stall'):
@@ -83,7 +89,8 @@ class Visit(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.server.over.wait(60)
         elif cuts.get(owner, 0) < scene.get('cut', 0):
-            # a client that resumes asks twice, first for all: it hangs up on that answer, which is no cut of ours
+            # a client that resumes asks twice, first for all:
+            # it hangs up on that answer, which is no cut of ours
             try: self.wfile.write(body[start:start + (len(body)-start)//2])
             except OSError: return
             if asked or n == 1: cuts[owner] = cuts.get(owner, 0) + 1

@@ -26,7 +26,8 @@ def images(): return load_images('creatures:64', 16, progress=False)
 def trainer(r, images, seed=0, callbacks=(), **kw):
     nets = r.networks(seed)
     draw = prior(r.latent, r.nz)
-    return Trainer(nets, r.phases(nets), images, draw, r.batch, seed=seed, callbacks=callbacks, device='cpu', **kw)
+    return Trainer(nets, r.phases(nets), images, draw, r.batch, seed=seed, callbacks=callbacks,
+                   device='cpu', **kw)
 
 
 def own_callbacks(t, folder, images): return SMALL.callbacks(t.nets, folder, dict(train=images))

@@ -14,7 +14,8 @@ from pokegan.metrics.features import extractor, features
 def plans():
     "A classifier of body plans that has seen species 0 to 15, and other pictures of these species."
     few = list(range(16))
-    return train_classifier(labelled_creatures(960, few), 'plan', epochs=6), labelled_creatures(800, few, seed=1)
+    judge = train_classifier(labelled_creatures(960, few), 'plan', epochs=6)
+    return judge, labelled_creatures(800, few, seed=1)
 
 
 def of(images, keep):
@@ -24,7 +25,8 @@ def of(images, keep):
 def test_herd_is_a_labelled_set():
     a = labelled_creatures(6, [3, 5], size=48, seed=2)
     assert a.x.shape == (6, 3, 48, 48) and a.labels['species'] == [3, 5]*3
-    assert torch.equal(a.x[4:], labelled_creatures(2, [3, 5], size=48, seed=2, start=4).x)  # number i does not depend on n
+    # number i does not depend on n
+    assert torch.equal(a.x[4:], labelled_creatures(2, [3, 5], size=48, seed=2, start=4).x)
     assert (a.x[:, :, 0, 0] == 255).all()  # white
 
 

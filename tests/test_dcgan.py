@@ -43,7 +43,8 @@ def test_count_of_the_aegan_generator():
 
 
 def test_layers_of_fc_128():
-    "1024 → 512 → 256 → 128 → 64 up to 128 px; 64 → 128 → 256 → 512 (k3 s1) → 1024 down to 8 px."
+    """1024 → 512 → 256 → 128 → 64 up to 128 px;
+    64 → 128 → 256 → 512 (k3 s1) → 1024 down to 8 px."""
     G, D = RECIPES['dcgan-fc-128'].networks().values()
     convs = parts(G, (nn.ConvTranspose2d, nn.Conv2d))
     assert G.blocks[0][0].out_features == 65536

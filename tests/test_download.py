@@ -1,4 +1,5 @@
-"""The real kagglehub and kaggle clients against a local server, in a child process with a fresh home; and unpacking."""
+"""The real kagglehub and kaggle clients against a local server, in a child process with a fresh home;
+and unpacking."""
 import io, json, os, subprocess, sys, tarfile, zipfile
 from pathlib import Path
 
@@ -21,7 +22,9 @@ fake_kaggle.point_clients_at(sys.argv[2])
 from pokegan.data.download import download
 for label, handle, opts in json.loads(sys.argv[4]):
     t = time.time()
-    try: out = dict(path=str(download(handle, cache=Path(sys.argv[5])/label.split("#")[0], backend=sys.argv[3], **opts)))
+    try:
+        place = download(handle, cache=Path(sys.argv[5])/label.split("#")[0], backend=sys.argv[3], **opts)
+        out = dict(path=str(place))
     except (OSError, ValueError) as e: out = dict(error=str(e), kind=type(e).__name__)
     print('RESULT', json.dumps(dict(out, label=label, seconds=time.time()-t)), flush=True)
 '''
@@ -31,19 +34,26 @@ def visit(url, backend, plan, tmp, **env):
     "Run a plan of (label, handle, options) in a child; returns {label: result} and all its output."
     home = tmp/'home'
     home.mkdir(parents=True, exist_ok=True)
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(('KAGGLE', 'COLAB')) and 'proxy' not in k.lower()}
-    r = subprocess.run([sys.executable, '-c', CHILD, str(HERE), url, backend, json.dumps(plan), str(tmp/'cache')], capture_output=True, text=True,
-                       timeout=120, cwd=tmp, env={**clean, 'HOME': str(home), 'USERPROFILE': str(home), 'KAGGLE_API_ENVIRONMENT': 'LOCALHOST', **env})
+    clean = {k: v for k, v in os.environ.items()
+             if not k.startswith(('KAGGLE', 'COLAB')) and 'proxy' not in k.lower()}
+    words = [str(HERE), url, backend, json.dumps(plan), str(tmp/'cache')]
+    own = {'HOME': str(home), 'USERPROFILE': str(home), 'KAGGLE_API_ENVIRONMENT': 'LOCALHOST'}
+    r = subprocess.run([sys.executable, '-c', CHILD, *words], capture_output=True, text=True,
+                       timeout=120, cwd=tmp, env={**clean, **own, **env})
     found = [json.loads(line[7:]) for line in r.stdout.splitlines() if line.startswith('RESULT')]
     assert r.returncode == 0 and len(found) == len(plan), r.stdout + r.stderr
     return {f['label']: f for f in found}, r.stdout + r.stderr
 
 
-PLAN = [('fine', 'fine/set', {}), ('fine#again', 'fine/set', {}), ('three', 'fine/set/versions/3', {}), ('three#again', 'fine/set/versions/3', {}),
+PLAN = [('fine', 'fine/set', {}), ('fine#again', 'fine/set', {}),
+        ('three', 'fine/set/versions/3', {}), ('three#again', 'fine/set/versions/3', {}),
         ('kv', 'kvpratama/pokemon-images-dataset', {}), ('dj', 'kaggle:djilax/pkmn-image-dataset', {}),
-        ('cut', 'cut/set', dict(tries=1)), ('cut#again', 'cut/set', dict(tries=1)), ('cutcut', 'cutcut/set', {}),
-        *[(f'status{c}', f'status{c}/set', {}) for c in (401, 403, 404, 429, 500)], ('private', 'private/set', {}), ('stall', 'stall/set', dict(timeout=1)),
-        *[(s, f'{s}/set', {}) for s in ('badsum', 'half', 'page', 'slip', 'absolute')], *[(f'{s}#again', f'{s}/set', {}) for s in ('badsum', 'half', 'page')]]
+        ('cut', 'cut/set', dict(tries=1)), ('cut#again', 'cut/set', dict(tries=1)),
+        ('cutcut', 'cutcut/set', {}),
+        *[(f'status{c}', f'status{c}/set', {}) for c in (401, 403, 404, 429, 500)],
+        ('private', 'private/set', {}), ('stall', 'stall/set', dict(timeout=1)),
+        *[(s, f'{s}/set', {}) for s in ('badsum', 'half', 'page', 'slip', 'absolute')],
+        *[(f'{s}#again', f'{s}/set', {}) for s in ('badsum', 'half', 'page')]]
 
 
 @pytest.fixture(scope='module', params=['kagglehub', 'kaggle'])
@@ -59,24 +69,29 @@ def pictures(path): return sorted(p.name for p in Path(path).rglob('*.png'))
 
 def test_success_without_a_token(tour):
     _, got, _, visits, _ = tour
-    for label in ('fine', 'fine#again', 'three', 'three#again', 'kv', 'dj'): assert pictures(got[label]['path']) == ['a.png', 'b.png', 'c.png']
+    for label in ('fine', 'fine#again', 'three', 'three#again', 'kv', 'dj'):
+        assert pictures(got[label]['path']) == ['a.png', 'b.png', 'c.png']
     assert not any(v.get('auth') for v in visits)
-    assert sum(v['call'] == 'GET' and v['owner'] == 'fine' for v in visits) == 2   # the second calls found the cache
+    # the second calls found the cache
+    assert sum(v['call'] == 'GET' and v['owner'] == 'fine' for v in visits) == 2
 
 
 def test_a_cut_download_goes_on_where_it_stopped(tour):
     _, got, _, visits, _ = tour
     assert 'was cut; call again' in got['cut']['error']
     assert pictures(got['cut#again']['path']) == ['a.png', 'b.png', 'c.png']
-    assert any(v['call'] == 'GET' and v['owner'] == 'cut' and v['range'].startswith('bytes=') and v['range'] != 'bytes=0-' for v in visits)
-    assert pictures(got['cutcut']['path']) == ['a.png', 'b.png', 'c.png']   # cut twice, mended inside one call
+    ranges = [v['range'] for v in visits if v['call'] == 'GET' and v['owner'] == 'cut']
+    assert any(r.startswith('bytes=') and r != 'bytes=0-' for r in ranges)
+    # cut twice, mended inside one call
+    assert pictures(got['cutcut']['path']) == ['a.png', 'b.png', 'c.png']
 
 
 @pytest.mark.parametrize('label,words', [
-    ('status401', 'does not accept this token (401)'), ('status403', '(403)'), ('status404', 'no data set status404/set'),
-    ('status429', 'wait 7 s and call again'), ('status500', 'error 500'), ('private', 'KAGGLE_API_TOKEN'),
-    ('stall', 'no answer from Kaggle for 1 s'), ('half', 'half'), ('page', 'no complete .zip'), ('slip', "unsafe name '../../escaped.png'"),
-    ('absolute', 'unsafe name')])
+    ('status401', 'does not accept this token (401)'), ('status403', '(403)'),
+    ('status404', 'no data set status404/set'), ('status429', 'wait 7 s and call again'),
+    ('status500', 'error 500'), ('private', 'KAGGLE_API_TOKEN'),
+    ('stall', 'no answer from Kaggle for 1 s'), ('half', 'half'), ('page', 'no complete .zip'),
+    ('slip', "unsafe name '../../escaped.png'"), ('absolute', 'unsafe name')])
 def test_one_line_for_each_failure(tour, label, words):
     r = tour[1][label]
     assert words in r['error'] and '\n' not in r['error'] and len(r['error']) < 400, r
@@ -85,13 +100,15 @@ def test_one_line_for_each_failure(tour, label, words):
 
 def test_wrong_checksum(tour):
     backend, got, *_ = tour
-    if backend == 'kaggle': assert 'path' in got['badsum']   # this client compares sizes only; the CRCs inside the zip were right
+    # kaggle compares sizes only; the CRCs inside the zip were right
+    if backend == 'kaggle': assert 'path' in got['badsum']
     else: assert 'wrong checksum' in got['badsum']['error']
 
 
 def test_nothing_half_written_stays(tour):
     backend, got, _, _, cache = tour
-    for label in ('half', 'page', 'badsum'): assert pictures(got[f'{label}#again']['path']) == ['a.png', 'b.png', 'c.png']   # the bad archive was gone
+    for label in ('half', 'page', 'badsum'):   # the bad archive was gone
+        assert pictures(got[f'{label}#again']['path']) == ['a.png', 'b.png', 'c.png']
     for label in ('status404', 'stall', 'slip', 'absolute'):
         assert not pictures(cache/label) and not list((cache/label).rglob('*.complete'))
     assert not list(cache.parent.rglob('escaped.png')) and not Path('/tmp/escaped.png').exists()
@@ -105,9 +122,9 @@ def test_the_token_is_used_and_never_shown(backend, place, tmp_path):
     if place == 'file':
         (tmp_path/'home'/'.kaggle').mkdir(parents=True)
         (tmp_path/'home'/'.kaggle'/'access_token').write_text(TOKEN, encoding='utf-8')
-    with FakeKaggle() as k:
-        got, output = visit(k.url, backend, [('private', 'private/set', {}), ('echo', 'echo/set', {}), ('status401', 'status401/set', {}),
-                                             ('cut', 'cut/set', dict(tries=1))], tmp_path, **env)
+    plan = [('private', 'private/set', {}), ('echo', 'echo/set', {}), ('status401', 'status401/set', {}),
+            ('cut', 'cut/set', dict(tries=1))]
+    with FakeKaggle() as k: got, output = visit(k.url, backend, plan, tmp_path, **env)
     assert pictures(got['private']['path']) and any(TOKEN in v.get('auth', '') for v in k.visits)
     assert 'error' in got['echo'] and 'error' in got['status401'] and 'error' in got['cut']
     assert TOKEN not in output and TOKEN[5:] not in output and 'c0ffee5ecre7' not in output
@@ -115,7 +132,8 @@ def test_the_token_is_used_and_never_shown(backend, place, tmp_path):
 
 def test_without_a_network_the_cache_serves(tmp_path):
     with FakeKaggle() as k: visit(k.url, 'kagglehub', [('fine', 'fine/set', {})], tmp_path)
-    got, output = visit(k.url, 'kagglehub', [('fine', 'fine/set', {}), ('fine#other', 'djilax/set', {})], tmp_path)
+    plan = [('fine', 'fine/set', {}), ('fine#other', 'djilax/set', {})]
+    got, output = visit(k.url, 'kagglehub', plan, tmp_path)
     assert pictures(got['fine']['path']) == ['a.png', 'b.png', 'c.png'] and 'taking version 3' in output
     assert 'cannot be reached' in got['fine#other']['error']
 
@@ -123,20 +141,23 @@ def test_without_a_network_the_cache_serves(tmp_path):
 def test_private_names_that_we_lean_on():
     import kagglehub.http_resolver
     import kagglesdk.kaggle_env
-    assert callable(kagglehub.http_resolver._extract_archive) and isinstance(kagglesdk.kaggle_env._env_to_endpoint, dict)
+    assert callable(kagglehub.http_resolver._extract_archive)
+    assert isinstance(kagglesdk.kaggle_env._env_to_endpoint, dict)
 
 
 def test_handles():
     assert parse_handle('kvpratama/pokemon-images-dataset') == ('kvpratama/pokemon-images-dataset', None)
     assert parse_handle('kaggle:a/b/versions/12') == ('a/b', 12)
-    assert parse_handle('https://www.kaggle.com/datasets/djilax/pkmn-image-dataset') == ('djilax/pkmn-image-dataset', None)
+    address = 'https://www.kaggle.com/datasets/djilax/pkmn-image-dataset'
+    assert parse_handle(address) == ('djilax/pkmn-image-dataset', None)
     for bad in ('pokemon', 'a/b/c', '../x', 'a/b/versions/x', '', 'a /b'):
         with pytest.raises(ValueError, match='owner/name'): parse_handle(bad)
 
 
 def test_scrub(monkeypatch):
     monkeypatch.setenv('KAGGLE_KEY', 'deadbeef'*4)
-    text = scrub('Authorization: Basic YXNoOmtleQ== \n key ' + 'deadbeef'*4 + ' https://x/y?sig=abc KGAT_zzz9')
+    text = scrub('Authorization: Basic YXNoOmtleQ== \n key ' + 'deadbeef'*4
+                 + ' https://x/y?sig=abc KGAT_zzz9')
     assert text == 'Authorization: Basic *** key *** https://x/y?*** ***'
     assert explain(ConnectionError('refused'), 'a/b', 3)[0].startswith('Kaggle cannot be reached')
     assert issubclass(DownloadError, OSError) and issubclass(BadArchive, ValueError)
@@ -156,12 +177,14 @@ def tar(path, *members, mode='w:gz'):
 def test_unpack_zip_and_tar(tmp_path):
     (tmp_path/'a.zip').write_bytes(archive(['x.png', 'deep/er/y.png', 'ピカチュウ.png']))
     to = unpack(tmp_path/'a.zip', tmp_path/'out')
-    assert sorted(p.relative_to(to).as_posix() for p in to.rglob('*.png')) == ['deep/er/y.png', 'x.png', 'ピカチュウ.png']
+    found = sorted(p.relative_to(to).as_posix() for p in to.rglob('*.png'))
+    assert found == ['deep/er/y.png', 'x.png', 'ピカチュウ.png']
     with pytest.raises(ValueError, match='exists already'): unpack(tmp_path/'a.zip', to)
     for mode in ('w', 'w:gz', 'w:bz2', 'w:xz'):
         p = tar(tmp_path/'t.tar', ('./a/b.txt', tarfile.REGTYPE, ''), mode=mode)
         assert (unpack(p, to, replace=True)/'a'/'b.txt').read_bytes() == b'hello'
-    assert not (to/'x.png').exists() and sorted(p.name for p in tmp_path.iterdir()) == ['a.zip', 'out', 't.tar']
+    assert not (to/'x.png').exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['a.zip', 'out', 't.tar']
 
 
 @pytest.mark.parametrize('make,words', [
@@ -186,12 +209,15 @@ def test_unpack_refuses_and_leaves_nothing(tmp_path, make, words):
     inside.mkdir()
     p = inside/'bad.bin'
     make(p)
-    with pytest.raises(ValueError, match=words) as e: unpack(p, inside/'out', max_bytes=1_000_000, max_files=50)
+    with pytest.raises(ValueError, match=words) as e:
+        unpack(p, inside/'out', max_bytes=1_000_000, max_files=50)
     assert '\n' not in str(e.value)
     assert [f.name for f in tmp_path.rglob('*')] == ['inside', 'bad.bin']
 
 
 def test_a_bomb_is_stopped_by_what_comes_out_not_by_its_header(tmp_path):
-    with zipfile.ZipFile(tmp_path/'bomb.zip', 'w', zipfile.ZIP_DEFLATED) as z: z.writestr('zeros.png', bytes(20 << 20))
-    with pytest.raises(BadArchive, match='more than'): unpack(tmp_path/'bomb.zip', tmp_path/'out', max_bytes=1 << 20)
+    with zipfile.ZipFile(tmp_path/'bomb.zip', 'w', zipfile.ZIP_DEFLATED) as z:
+        z.writestr('zeros.png', bytes(20 << 20))
+    with pytest.raises(BadArchive, match='more than'):
+        unpack(tmp_path/'bomb.zip', tmp_path/'out', max_bytes=1 << 20)
     assert not (tmp_path/'out').exists()

@@ -19,7 +19,8 @@ def test_shadow_agrees_with_scikit_learn(x):
     from sklearn.decomposition import PCA
     p = PCA(2).fit(x.double().numpy())
     at, share = pca(x)
-    assert torch.allclose(at.abs(), torch.from_numpy(p.transform(x.double().numpy())).abs().float(), atol=1e-3)
+    want = torch.from_numpy(p.transform(x.double().numpy())).abs().float()
+    assert torch.allclose(at.abs(), want, atol=1e-3)
     assert share.tolist() == pytest.approx(p.explained_variance_ratio_.tolist(), rel=1e-4)
     assert torch.equal(pca(x)[0], at)
 
@@ -27,9 +28,11 @@ def test_shadow_agrees_with_scikit_learn(x):
 def test_ks_and_moments_agree_with_scipy(x):
     from scipy.stats import kstest, kurtosis, skew
     x = x.exp().clamp(max=30)
-    assert ks_normal(x).tolist() == pytest.approx([kstest(c.double().numpy(), 'norm').statistic for c in x.T], abs=1e-5)
+    want = [kstest(c.double().numpy(), 'norm').statistic for c in x.T]
+    assert ks_normal(x).tolist() == pytest.approx(want, abs=1e-5)
     g = gaussianity(x)
-    assert g['skew'] == pytest.approx(skew(x.double().numpy()).mean(), rel=1e-4) and g['kurtosis'] == pytest.approx(kurtosis(x.double().numpy()).mean(), rel=1e-4)
+    assert g['skew'] == pytest.approx(skew(x.double().numpy()).mean(), rel=1e-4)
+    assert g['kurtosis'] == pytest.approx(kurtosis(x.double().numpy()).mean(), rel=1e-4)
     assert g['mean'] == pytest.approx(float(x.mean(0).abs().mean()), rel=1e-4)
 
 

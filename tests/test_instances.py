@@ -1,4 +1,5 @@
-"""Codes of pictures: white, saved, resumed; D hears the question, and each real is asked about with its own."""
+"""Codes of pictures: white, saved, resumed;
+D hears the question, and each real is asked about with its own."""
 import json
 from dataclasses import asdict, replace
 
@@ -82,7 +83,7 @@ def test_reals_are_asked_about_with_their_own_code():
     images = noise(24)
     t = make_trainer(recipe('projected-instance', **SMALL), images, device='cpu')
     b, codes = Batch(t), t.nets['codes']
-    (real,), (fake,) = codes.asked(b)
+    (real,), (fake,) = codes.condition(b)
     assert torch.equal(real, codes.codes[b.idx])
     assert torch.equal(fake, b.z[:, SMALL['nz']:])
     assert torch.equal(b.x, to_float(images.x[b.idx]))

@@ -1,4 +1,5 @@
-"Losses and penalties of lesson 04 against independent references: PyTorch's own in float64, closed forms, finite differences."
+"""Losses and penalties of lesson 04 against independent references: PyTorch's own in float64,
+closed forms, finite differences."""
 import math
 
 import pytest
@@ -13,7 +14,8 @@ from pokegan.training.losses import (
 @pytest.fixture(autouse=True)
 def seeded(): torch.manual_seed(0)
 
-def logits(n=32, scale=4.): return (torch.randn(n, dtype=torch.float64)*scale, torch.randn(n, dtype=torch.float64)*scale)
+def logits(n=32, scale=4.):
+    return (torch.randn(n, dtype=torch.float64)*scale, torch.randn(n, dtype=torch.float64)*scale)
 def close(a, b, tol=1e-7):
     a, b = (float(v.detach() if torch.is_tensor(v) else v) for v in (a, b))
     return abs(a - b) < tol*(1 + abs(b))
@@ -47,8 +49,9 @@ def test_bce_never_overflows():
 def test_d_bce_and_g_bce():
     r, f = logits()
     one, zero = torch.ones_like(r), torch.zeros_like(r)
-    assert close(d_bce(r, f), F.binary_cross_entropy(r.sigmoid(), one) + F.binary_cross_entropy(f.sigmoid(), zero))
-    assert close(d_bce(r, f, 0.85, 0.15), F.binary_cross_entropy(r.sigmoid(), one*0.85) + F.binary_cross_entropy(f.sigmoid(), one*0.15))
+    bce = F.binary_cross_entropy
+    assert close(d_bce(r, f), bce(r.sigmoid(), one) + bce(f.sigmoid(), zero))
+    assert close(d_bce(r, f, 0.85, 0.15), bce(r.sigmoid(), one*0.85) + bce(f.sigmoid(), one*0.15))
     assert close(g_bce(f), -f.sigmoid().log().mean())
     assert close(d_bce(zero, zero), 2*math.log(2))
 
@@ -92,12 +95,15 @@ def test_half_precision_logits_are_raised_to_float32(name):
 
 class Plane(nn.Module):
     "D(x) = <w, x>: its slope is w everywhere."
-    def __init__(self, *shape): super().__init__(); self.w = nn.Parameter(torch.randn(*shape, dtype=torch.float64))
+    def __init__(self, *shape):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(*shape, dtype=torch.float64))
     def forward(self, x): return (x*self.w).flatten(1).sum(1)
 
 @pytest.mark.parametrize('shape', [(2,), (3, 4, 4)])
 def test_penalties_of_a_plane(shape):
-    D, x, y = Plane(*shape), torch.randn(5, *shape, dtype=torch.float64), torch.randn(5, *shape, dtype=torch.float64)
+    D = Plane(*shape)
+    x, y = torch.randn(5, *shape, dtype=torch.float64), torch.randn(5, *shape, dtype=torch.float64)
     n = D.w.norm().item()
     assert close(r1(D, x, y), n**2/2) and close(r2(D, x, y), n**2/2) and close(gp(D, x, y), (n-1)**2)
     assert close(r1(D, x), n**2/2)
@@ -108,7 +114,8 @@ def test_penalties_of_a_plane(shape):
 def test_r1_at_reals_and_r2_at_fakes():
     D = lambda x: x.square().flatten(1).sum(1)            # slope 2x, so both are the mean of 2|x|^2
     x, y = torch.randn(5, 3), torch.randn(5, 3)*10
-    assert close(r1(D, x, y), 2*x.square().sum(1).mean(), 1e-5) and close(r2(D, x, y), 2*y.square().sum(1).mean(), 1e-5)
+    assert close(r1(D, x, y), 2*x.square().sum(1).mean(), 1e-5)
+    assert close(r2(D, x, y), 2*y.square().sum(1).mean(), 1e-5)
 
 @pytest.mark.parametrize('name', PENALTIES)
 def test_penalties_against_finite_differences(name):
@@ -125,11 +132,13 @@ def test_penalties_against_finite_differences(name):
 
 @pytest.mark.parametrize('name', PENALTIES)
 def test_penalties_train_d_alone_and_repeat(name):
-    D = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2, inplace=True), nn.Flatten(), nn.Linear(4*36, 1), nn.Flatten(0))
+    D = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2, inplace=True), nn.Flatten(),
+                      nn.Linear(4*36, 1), nn.Flatten(0))
     x, y = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8, requires_grad=True)
     one = PENALTIES[name](D, x, y, torch.Generator().manual_seed(1))
     one.backward()
-    assert y.grad is None and D[0].weight.grad.abs().sum() > 0 and all(torch.isfinite(p.grad).all() for p in D.parameters() if p.grad is not None)
+    assert y.grad is None and D[0].weight.grad.abs().sum() > 0
+    assert all(torch.isfinite(p.grad).all() for p in D.parameters() if p.grad is not None)
     assert torch.equal(one, PENALTIES[name](D, x, y, torch.Generator().manual_seed(1)))
 
 def test_gp_survives_a_flat_d():
@@ -147,7 +156,8 @@ def test_penalties_under_autocast():
         with torch.autocast('cpu', torch.bfloat16): got = f(D, x, y, torch.Generator().manual_seed(0))
         assert got.dtype == torch.float32 and abs(got - want) < 0.05*(want + 0.1)
         fake = y.bfloat16()   # what G returns under autocast
-        assert close(f(D, x, fake, torch.Generator().manual_seed(0)), f(D, x, fake.float(), torch.Generator().manual_seed(0)), 1e-5)
+        got, want = (f(D, x, v, torch.Generator().manual_seed(0)) for v in (fake, fake.float()))
+        assert close(got, want, 1e-5)
 
 def test_clip_weights():
     D = nn.Linear(10, 10)

@@ -1,4 +1,5 @@
-"""Each item of a batch draws its own component, by weight; densities and BIC agree with other people's code."""
+"""Each item of a batch draws its own component, by weight;
+densities and BIC agree with other people's code."""
 import pytest
 import torch
 
@@ -11,7 +12,8 @@ W, M = torch.tensor([.5, .3, .15, .05]), torch.tensor([[-6., 0.], [6., 0.], [0.,
 @pytest.fixture
 def four():
     m = Mixture(4, 2)
-    m.load_state_dict(dict(weights=W, means=M, factors=torch.tensor([[.5, .5], [.3, .6], [.4, .2], [.1, .1]])))
+    factors = torch.tensor([[.5, .5], [.3, .6], [.4, .2], [.1, .1]])
+    m.load_state_dict(dict(weights=W, means=M, factors=factors))
     return m
 
 
@@ -23,11 +25,13 @@ def test_a_batch_hits_all_components_in_proportion(four):
     h = hits(four(4000, torch.Generator().manual_seed(0)))
     assert chisquare(h.numpy(), (W.double()/W.double().sum()*4000).numpy()).pvalue > .01
     many = sum(hits(four(64, torch.Generator().manual_seed(s))) for s in range(100))
-    assert chisquare(many.numpy(), (W.double()/W.double().sum()*6400).numpy()).pvalue > .01, 'also in batches of 64'
+    want = W.double()/W.double().sum()*6400
+    assert chisquare(many.numpy(), want.numpy()).pvalue > .01, 'also in batches of 64'
 
 
 def test_items_draw_independently(four):
-    a = torch.stack([torch.cdist(four(2, torch.Generator().manual_seed(s)), M).argmin(1) for s in range(2000)])
+    pairs = (four(2, torch.Generator().manual_seed(s)) for s in range(2000))
+    a = torch.stack([torch.cdist(z, M).argmin(1) for z in pairs])
     same = (a[:, 0] == a[:, 1]).double().mean()
     assert abs(same - W.square().sum()) < .04, 'two items share a component as often as chance makes them'
 
@@ -44,7 +48,8 @@ def test_log_prob_agrees_with_torch_distributions(four, covariance):
     m, g = four, torch.Generator().manual_seed(0)
     if covariance == 'full':
         m = Mixture(4, 2, 'full')
-        m.load_state_dict(dict(weights=W, means=M, factors=torch.randn(4, 2, 2, generator=g).tril(-1) + 2*torch.eye(2)))
+        factors = torch.randn(4, 2, 2, generator=g).tril(-1) + 2*torch.eye(2)
+        m.load_state_dict(dict(weights=W, means=M, factors=factors))
         parts = D.MultivariateNormal(M, scale_tril=m.factors)
     else: parts = D.Independent(D.Normal(M, m.factors), 1)
     z = m(500, g)
@@ -64,8 +69,10 @@ def test_fit_and_bic_agree_with_scikit_learn(four, covariance):
     from sklearn.mixture import GaussianMixture
     x = four(1500, torch.Generator().manual_seed(1))
     m = fit_mixture(x, 4, covariance=covariance)
-    gm = GaussianMixture(4, covariance_type=covariance, random_state=0, reg_covar=1e-4).fit(x.double().numpy())
-    assert n_numbers(m) == gm._n_parameters() and bic(m, x) == pytest.approx(gm.bic(x.double().numpy()), rel=1e-3)
+    gm = GaussianMixture(4, covariance_type=covariance, random_state=0, reg_covar=1e-4)
+    gm.fit(x.double().numpy())
+    assert n_numbers(m) == gm._n_parameters()
+    assert bic(m, x) == pytest.approx(gm.bic(x.double().numpy()), rel=1e-3)
     assert torch.allclose(m.weights.sort().values, W.sort().values, atol=.03)
 
 
@@ -73,7 +80,8 @@ def test_a_fit_in_two_stages_ends_like_one_in_one(four):
     x = four(3000, torch.Generator().manual_seed(1))
     a, b = fit_mixture(x, 4), fit_mixture(x, 4, start=500)
     assert abs(a.log_prob(x).mean() - b.log_prob(x).mean()) < .01
-    assert all(torch.equal(v, w) for v, w in zip(a.state_dict().values(), fit_mixture(x, 4).state_dict().values()))
+    again = fit_mixture(x, 4).state_dict()
+    assert all(torch.equal(v, w) for v, w in zip(a.state_dict().values(), again.values()))
 
 
 def test_k_is_found(four):
@@ -98,7 +106,9 @@ def test_is_a_prior_of_the_trainer(four):
     assert t.batch.z.shape == (4, 2)
 
 
-@pytest.mark.parametrize('x, k, word', [(torch.zeros(10), 2, 'n,d'), (torch.full((10, 2), float('nan')), 2, 'finite'), (torch.zeros(10, 2), 0, 'k is 0'), (torch.zeros(10, 2), 9, '1 to 5')])
+@pytest.mark.parametrize('x, k, word', [
+    (torch.zeros(10), 2, 'n,d'), (torch.full((10, 2), float('nan')), 2, 'finite'),
+    (torch.zeros(10, 2), 0, 'k is 0'), (torch.zeros(10, 2), 9, '1 to 5')])
 def test_wrong_values_are_one_line(x, k, word):
     with pytest.raises(ValueError, match=word) as e: fit_mixture(x, k)
     assert '\n' not in str(e.value)

@@ -39,7 +39,8 @@ def game(r=TOY, E=None, callbacks=(), seed=0, images=None) -> Trainer:
     nets = r.networks(seed)
     phases = r.phases(nets | dict(E=E or encoder()))
     kw = dict(device='cpu', bf16=False)
-    return Trainer(nets, phases, images or noise(), nets['mixture'], r.batch, seed=seed, callbacks=callbacks, **kw)
+    return Trainer(nets, phases, images or noise(), nets['mixture'], r.batch, seed=seed,
+                   callbacks=callbacks, **kw)
 
 
 def copies(tensors): return {k: v.clone() for k, v in tensors.items()}

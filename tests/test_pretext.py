@@ -1,4 +1,5 @@
-"""Hold-outs are fair and the same for everyone, labels are looked up rightly, the schedule needs no memory."""
+"""Hold-outs are fair and the same for everyone, labels are looked up rightly,
+the schedule needs no memory."""
 import math
 
 import pytest
@@ -14,7 +15,9 @@ from pokegan.models.classifier import (
 
 
 def noise(n=40, size=16, **labels):
-    return Images(torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)), labels, source='noise')
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=g)
+    return Images(x, labels, source='noise')
 
 
 def small(n): return nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(128, n))
@@ -24,7 +27,8 @@ def test_every_class_is_held_out_in_proportion():
     y = torch.tensor([0]*100 + [1]*40 + [2]*20 + [3]*3)
     rows = split_rows(noise(163), y)
     assert sorted(torch.cat([*rows.values()]).tolist()) == list(range(163))
-    for k in ('val', 'test'): assert all(abs(int((y[rows[k]] == c).sum()) - n/10) <= 1 for c, n in enumerate((100, 40, 20, 3)))
+    for k in ('val', 'test'):
+        for c, n in enumerate((100, 40, 20, 3)): assert abs(int((y[rows[k]] == c).sum()) - n/10) <= 1
     assert all(torch.equal(a, b) for a, b in zip(rows.values(), split_rows(noise(163), y).values()))
     assert not torch.equal(rows['val'], split_rows(noise(163), y, seed=1)['val'])
 
@@ -32,7 +36,9 @@ def test_every_class_is_held_out_in_proportion():
 def test_a_column_split_decides():
     images = noise(6, split=['train', 'test', 'val', 'train', 'test', 'other'], name=list('abcabc'))
     names, sets = three_sets(images)
-    assert names == ('a', 'b', 'c') and {k: s.labels['class'] for k, s in sets.items()} == dict(train=[0, 0], val=[2], test=[1, 1])
+    assert names == ('a', 'b', 'c')
+    classes = {k: s.labels['class'] for k, s in sets.items()}
+    assert classes == dict(train=[0, 0], val=[2], test=[1, 1])
     assert torch.equal(sets['test'].x, images.x[[1, 4]])
 
 
@@ -58,9 +64,11 @@ def test_part_keeps_rows_together():
 
 def test_turn_is_numpys_rot90_for_each_picture():
     x = noise(4).x
-    for i, t in enumerate(rotate(x, torch.tensor([0, 1, 2, 3]))): assert torch.equal(t, torch.rot90(x[i], i, (1, 2)))
+    for i, t in enumerate(rotate(x, torch.tensor([0, 1, 2, 3]))):
+        assert torch.equal(t, torch.rot90(x[i], i, (1, 2)))
     four = turned(noise(3))
-    assert four.labels['class'] == [0]*3 + [1]*3 + [2]*3 + [3]*3 and torch.equal(four.x[4], torch.rot90(noise(3).x[1], 1, (1, 2)))
+    assert four.labels['class'] == [0]*3 + [1]*3 + [2]*3 + [3]*3
+    assert torch.equal(four.x[4], torch.rot90(noise(3).x[1], 1, (1, 2)))
 
 
 def test_labels_belong_to_their_pictures():
@@ -78,7 +86,8 @@ def test_labels_belong_to_their_pictures():
 def test_only_the_classifier_learns_and_smoothing_is_the_textbook_one():
     images = noise(**{'class': [i % 3 for i in range(40)]})
     E, other = small(3), small(3)
-    t = Trainer(dict(E=E, other=other), classifier_phases(E, adam(E), smoothing=.1), images, None, 16, bf16=False)
+    phases = classifier_phases(E, adam(E), smoothing=.1)
+    t = Trainer(dict(E=E, other=other), phases, images, None, 16, bf16=False)
     before = [p.clone() for p in E.parameters()], [p.clone() for p in other.parameters()]
     E2 = small(3)
     E2.load_state_dict(E.state_dict())
@@ -86,7 +95,8 @@ def test_only_the_classifier_learns_and_smoothing_is_the_textbook_one():
     x, y = by_label(t.batch)
     target = torch.full((16, 3), .1/3).scatter_(1, y[:, None], .9 + .1/3)
     assert torch.allclose(t.logs['C/loss'], -(target*E2(x).log_softmax(1)).sum(1).mean(), atol=1e-5)
-    assert all(not torch.equal(a, b) for a, b in zip(before[0], E.parameters())) and all(torch.equal(a, b) for a, b in zip(before[1], other.parameters()))
+    assert all(not torch.equal(a, b) for a, b in zip(before[0], E.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(before[1], other.parameters()))
 
 
 def test_accuracy_agrees_with_scikit_learn():
@@ -97,9 +107,11 @@ def test_accuracy_agrees_with_scikit_learn():
     a = accuracy(E, images, batch=64)
     with torch.no_grad(): p = E(images.x/127.5 - 1).softmax(1).double().numpy()
     y = images.labels['class']
-    assert a['top1'] == pytest.approx(top_k_accuracy_score(y, p, k=1)) and a['top5'] == pytest.approx(top_k_accuracy_score(y, p, k=5))
+    assert a['top1'] == pytest.approx(top_k_accuracy_score(y, p, k=1))
+    assert a['top5'] == pytest.approx(top_k_accuracy_score(y, p, k=5))
     assert a['loss'] == pytest.approx(log_loss(y, p/p.sum(1, keepdims=True)), rel=1e-4) and E.training
-    assert accuracy(small(3), subset(images, torch.arange(3), **{'class': [0, 1, 2]}))['top5'] == 1, 'fewer than five classes'
+    few = subset(images, torch.arange(3), **{'class': [0, 1, 2]})
+    assert accuracy(small(3), few)['top5'] == 1, 'fewer than five classes'
 
 
 class NoteCB(Callback): # notes the steps with a look, and stops once

@@ -251,7 +251,8 @@ def play_with_decay(stop_at=None, state=None): # the trainer, and the rates that
     def watch(t):
         used.append({g['lr'] for p in t.phases for g in p.opt.param_groups})
         if t.step == stop_at: t.stop = 'enough'
-    t.callbacks += [AfterStepCB(watch), ScheduleCB(partial(linear, share=.5))] # in this order: it sees what the step has used
+    # in this order: it sees what the step has used
+    t.callbacks += [AfterStepCB(watch), ScheduleCB(partial(linear, share=.5))]
     if state: load_state(t, state)
     return t.fit(steps=8), used
 

@@ -190,7 +190,7 @@ class No(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, No())
 def no(*a, **kw): raise AssertionError('network')
 socket.socket.connect = socket.create_connection = no
-from pokegan.recipes import load_run
+from pokegan.runs import load_run
 for folder in sys.argv[1:]: print(load_run(folder).sample(2).shape)
 '''
 

@@ -14,9 +14,13 @@ SETTINGS = configparser.ConfigParser()
 SETTINGS.read(ROOT/'settings.ini', encoding='utf-8')
 S = SETTINGS['DEFAULT']
 WIDTH, WIDE, WIDE_SHARE = 110, 100, .02  # columns; only this share of a lesson's lines is wider than WIDE
-EXPORTED, EXPORTED_CELL = 200, 40        # lines that a lesson exports, and one cell of it
-ALLOW = {}                               # lesson -> exported lines, with the reason why it has more
-ROOMS, FLOORS, ARROWS = 16, 9, 55        # the library from above: python tools/house.py
+EXPORTED, EXPORTED_CELL = 200, 40        # logical lines that a lesson exports, and one cell of it
+ALLOW = {'02e_data': 210,                # one store for every picture
+         '01a_shapes': 360,              # drawing by formulas: one file of arithmetic,
+         '01c_bodies': 460,              # and eight body plans with four builds each
+         '05_training': 260}             # the trainer, which is to be read on one page
+TALL = {'05_training'}                   # its cell is that page
+ROOMS, FLOORS, ARROWS = 16, 10, 55       # the library from above: python tools/house.py
 LIBRARY = house.Library()
 every_lesson = pytest.mark.parametrize('path', LESSONS, ids=lambda p: p.stem)
 
@@ -123,9 +127,9 @@ def test_lesson_can_be_read(path):
 @every_lesson
 def test_lesson_exports_little(path):
     "What is exported is taught, so it is short."
-    sizes = [len(house.lines(c)) for c in house.exported(house.code_cells(path))]
+    sizes = [house.thoughts(c) for c in house.exported(house.code_cells(path))]
     assert sum(sizes) <= ALLOW.get(path.stem, EXPORTED)
-    assert max(sizes, default=0) <= EXPORTED_CELL
+    assert max(sizes, default=0) <= EXPORTED_CELL or path.stem in TALL
 
 
 def test_allowed_are_needed():

@@ -1,4 +1,5 @@
-"""Killed with SIGKILL at ten random moments and resumed, a run ends with the weights of one that was never stopped; a full disk costs nothing."""
+"""Killed with SIGKILL at ten random moments and resumed, a run ends with the weights of one
+that was never stopped; a full disk costs nothing."""
 import json, os, random, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
@@ -15,12 +16,15 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from pokegan.data import Images
-from pokegan.recipes import resume, train
+from pokegan.runs import resume, train
 
 def live(folder, save_every):
-    images = Images(torch.randint(0, 256, (70, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)), source='noise')
+    g = torch.Generator().manual_seed(0)
+    images = Images(torch.randint(0, 256, (70, 3, 32, 32), dtype=torch.uint8, generator=g), source='noise')
     if (Path(folder)/'run.json').exists(): resume(folder, data=images, progress=False)
-    else: train('dcgan-819', images, folder, steps=200, progress=False, save_every=save_every, size=32, ngf=8, ndf=8, batch=16, ema=.9)
+    else:
+        train('dcgan-819', images, folder, steps=200, progress=False, save_every=save_every,
+              size=32, ngf=8, ndf=8, batch=16, ema=.9)
 
 for line in sys.stdin:
     folder, save_every = line.split()
@@ -36,7 +40,8 @@ for line in sys.stdin:
 @pytest.fixture(scope='module')
 def zygote():
     env = os.environ | dict(OMP_NUM_THREADS='1')
-    p = subprocess.Popen([sys.executable, '-c', ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    p = subprocess.Popen([sys.executable, '-c', ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                         text=True, env=env)
     yield p
     p.stdin.close()
     p.wait(30)
@@ -65,7 +70,8 @@ def test_killed_ten_times_ends_equal(zygote, tmp_path):
         code = int(zygote.stdout.readline())
         assert code in (0, -signal.SIGKILL)
         kills += code != 0
-        if (tmp_path/'killed/state.safetensors').exists(): at.append(read_tensors(tmp_path/'killed/state.safetensors')[1]['step'])
+        state = tmp_path/'killed/state.safetensors'
+        if state.exists(): at.append(read_tensors(state)[1]['step'])
         if code == 0: compare(tmp_path/'whole', tmp_path/'killed')
         if code == 0 and kills >= 10: break
         if code == 0: shutil.rmtree(tmp_path/'killed')
@@ -103,7 +109,9 @@ def small_disk(tmp_path):
     "A file system of 8 MiB."
     at = tmp_path/'small'
     at.mkdir()
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', at], capture_output=True).returncode: pytest.skip('a small tmpfs can only be mounted by root')
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', at]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip('a small tmpfs can only be mounted by root')
     yield at
     subprocess.run(['umount', at], check=True)
 
@@ -114,20 +122,25 @@ def test_full_disk_keeps_the_last_good_files(small_disk):
 import torch
 torch.set_num_threads(1)
 from pokegan.cli import main
-from pokegan.recipes import train
+from pokegan.runs import train
 from pokegan.data import Images
-images = Images(torch.zeros(64, 3, 32, 32, dtype=torch.uint8) + torch.arange(64, dtype=torch.uint8).view(-1, 1, 1, 1)*4, source='noise')
-train('dcgan-819', images, {str(run)!r}, steps=10, progress=False, save_every=5, size=32, ngf=8, ndf=8, batch=16)
+x = torch.zeros(64, 3, 32, 32, dtype=torch.uint8) + torch.arange(64, dtype=torch.uint8).view(-1, 1, 1, 1)*4
+images = Images(x, source='noise')
+train('dcgan-819', images, {str(run)!r},
+      steps=10, progress=False, save_every=5, size=32, ngf=8, ndf=8, batch=16)
 '''
     subprocess.run([sys.executable, '-c', code], check=True)
     good = read_tensors(run/'state.safetensors')[1]['step']
     free = os.statvfs(small_disk)
     (small_disk/'ballast').write_bytes(bytes(max(0, free.f_bavail*free.f_frsize - 200_000)))
-    code = code.replace("train('dcgan-819', images, ", 'from pokegan.recipes import resume\nresume(').replace("steps=10, progress=False, save_every=5, size=32, ngf=8, ndf=8, batch=16)", 'steps=40, data=images, progress=False)')
+    code = code.replace("train('dcgan-819', images, ", 'from pokegan.runs import resume\nresume(')
+    code = code.replace('steps=10, progress=False, save_every=5, size=32, ngf=8, ndf=8, batch=16)',
+                        'steps=40, data=images, progress=False)')
     p = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     last = p.stderr.strip().splitlines()[-1]
     assert p.returncode and 'disk full' in last and 'resume' in last
-    assert good == 10 and read_tensors(run/'state.safetensors')[1]['step'] >= good and read_tensors(run/'last.safetensors')[0]
+    assert good == 10 and read_tensors(run/'state.safetensors')[1]['step'] >= good
+    assert read_tensors(run/'last.safetensors')[0]
     assert not list(Path(run).glob('.*aside'))
     (small_disk/'ballast').unlink()
     subprocess.run([sys.executable, '-c', code], check=True)

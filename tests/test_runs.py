@@ -56,7 +56,8 @@ def test_epochs_count_real_pictures(tmp_path):
 
 
 def test_a_device_that_cannot_do_a_step_gives_way(monkeypatch, capsys):
-    def one_step(): raise NotImplementedError("The operator 'aten::_pdist_forward' is not implemented for MPS\nmore")
+    def one_step():
+        raise NotImplementedError("The operator 'aten::_pdist_forward' is not implemented for MPS\nmore")
     monkeypatch.setattr(runs, 'make_trainer', lambda *a, **kw: SimpleNamespace(one_step=one_step))
     r = recipe('dcgan-quick', **TINY)
     assert runs.working_device(r, noise(), torch.device('mps')) == torch.device('cpu')

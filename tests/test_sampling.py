@@ -1,4 +1,5 @@
-"""Priors are exact, truncated or not, whatever they are made of; a seed names a set of latents; one place decides where they come from."""
+"""Priors are exact, truncated or not, whatever they are made of; a seed names a set of latents;
+one place decides where they come from."""
 import pytest
 import torch
 from scipy import stats
@@ -21,7 +22,9 @@ def ks(z, cdf): return stats.kstest(z.flatten().double().numpy(), cdf).pvalue
 def lumps():
     "Two lumps, far apart, of different weights and spreads."
     m = Mixture(2, 3)
-    m.load_state_dict(dict(weights=torch.tensor([.7, .3]), means=torch.tensor([[50., 50., 50.], [-50., -50., -50.]]), factors=torch.tensor([[1., 2., 3.], [.1, .2, .3]])))
+    means = torch.tensor([[50., 50., 50.], [-50., -50., -50.]])
+    spreads = torch.tensor([[1., 2., 3.], [.1, .2, .3]])
+    m.load_state_dict(dict(weights=torch.tensor([.7, .3]), means=means, factors=spreads))
     return m
 
 
@@ -37,7 +40,8 @@ def test_values_of_one_latent_are_independent():
 
 
 def test_untouched_priors_are_those_of_training():
-    assert torch.equal(prior('normal', 8)(5, rng()), normal(5, 8, rng())) and torch.equal(prior('uniform', 8)(5, rng()), uniform(5, 8, rng()))
+    assert torch.equal(prior('normal', 8)(5, rng()), normal(5, 8, rng()))
+    assert torch.equal(prior('uniform', 8)(5, rng()), uniform(5, 8, rng()))
     m = Mixture(3, 8)
     assert torch.equal(prior(m, 8)(5, rng()), m(5, rng()))
 
@@ -61,15 +65,19 @@ def test_a_mixture_is_truncated_within_each_component(lumps, covariance):
     m = lumps
     if covariance == 'full':
         m = Mixture(2, 3, 'full')
-        m.load_state_dict(dict(weights=lumps.weights, means=lumps.means, factors=torch.stack([torch.diag(f) for f in lumps.factors]) + torch.tensor([[0., 0, 0], [.5, 0, 0], [.2, -.4, 0]])))
+        below = torch.tensor([[0., 0, 0], [.5, 0, 0], [.2, -.4, 0]])
+        factors = torch.stack([torch.diag(f) for f in lumps.factors]) + below
+        m.load_state_dict(dict(weights=lumps.weights, means=lumps.means, factors=factors))
     z = prior(m, 3, .7)(6000, rng())
     first = z[:, 0] > 0
     assert abs(first.double().mean() - .7) < .02, 'components come as often as before'
     for k, part in enumerate((z[first], z[~first])):
         e = part - m.means[k]
-        e = e/m.factors[k] if covariance == 'diag' else torch.linalg.solve_triangular(m.factors[k], e.T, upper=False).T
+        if covariance == 'diag': e = e/m.factors[k]
+        else: e = torch.linalg.solve_triangular(m.factors[k], e.T, upper=False).T
         assert e.abs().max() < .7 + 1e-3 and ks(e, stats.truncnorm(-.7, .7).cdf) > .01
-    assert torch.equal(prior(m, 3, psi=0.)(50, rng()).unique(dim=0), m.means.flip(0)), 'wholly shrunk, only the means are left'
+    middles = prior(m, 3, psi=0.)(50, rng()).unique(dim=0)
+    assert torch.equal(middles, m.means.flip(0)), 'wholly shrunk, only the means are left'
 
 
 @pytest.mark.parametrize('latent, bound', [('normal', .7), ('uniform', .7)])
@@ -79,24 +87,33 @@ def test_codes_are_left_alone_and_their_noise_is_truncated(latent, bound):
     own = recipe('projected-instance').prior(dict(codes=c))
     plain, cut = (prior(own, 5, t)(400, rng()) for t in (None, bound))
     assert torch.equal(plain, c(400, rng())) and torch.equal(plain[:, 5:], cut[:, 5:])
-    assert ks(cut[:, :5], (stats.truncnorm(-bound, bound) if latent == 'normal' else stats.uniform(-bound, 2*bound)).cdf) > .01
+    want = stats.truncnorm(-bound, bound) if latent == 'normal' else stats.uniform(-bound, 2*bound)
+    assert ks(cut[:, :5], want.cdf) > .01
 
 
 def test_the_same_seed_picks_the_same_components_whatever_the_bound(lumps):
-    signs = [prior(lumps, 3, t, psi)(200, rng(5))[:, 0].sign() for t, psi in ((None, 1.), (2., 1.), (.1, 1.), (None, .2))]
+    signs = [prior(lumps, 3, t, psi)(200, rng(5))[:, 0].sign()
+             for t, psi in ((None, 1.), (2., 1.), (.1, 1.), (None, .2))]
     assert all(torch.equal(s, signs[0]) for s in signs)
 
 
 def test_draws_leave_the_global_generator_alone(lumps):
     state = torch.random.get_rng_state()
     for latent in ('normal', 'uniform', lumps):
-        for t, psi in ((None, 1.), (.5, .5)): assert torch.equal(prior(latent, 3, t, psi)(4, rng(2)), prior(latent, 3, t, psi)(4, rng(2)))
+        for t, psi in ((None, 1.), (.5, .5)):
+            a, b = (prior(latent, 3, t, psi)(4, rng(2)) for _ in range(2))
+            assert torch.equal(a, b)
     assert torch.equal(state, torch.random.get_rng_state())
 
 
 def test_wrong_values(lumps):
-    for words, call in {'above 0': lambda: prior('normal', 4, 0.), 'above 0 ': lambda: prior(lumps, 3, -1.), 'from 0 to 1': lambda: prior('normal', 4, psi=1.2),
-                        'psi is nan': lambda: prior(lumps, 3, psi=float('nan')), 'normal, uniform': lambda: prior('gauss', 4)}.items():
+    calls = {
+        'above 0': lambda: prior('normal', 4, 0.),
+        'above 0 ': lambda: prior(lumps, 3, -1.),
+        'from 0 to 1': lambda: prior('normal', 4, psi=1.2),
+        'psi is nan': lambda: prior(lumps, 3, psi=float('nan')),
+        'normal, uniform': lambda: prior('gauss', 4)}
+    for words, call in calls.items():
         with pytest.raises(ValueError, match=words) as e: call()
         assert '\n' not in str(e.value)
 
@@ -104,7 +121,8 @@ def test_wrong_values(lumps):
 def test_one_place_decides_where_latents_come_from():
     for name in ('dcgan-uniform', 'aegan', 'dcgan-819'):
         r = recipe(name)
-        assert torch.equal(prior(r.prior({}), r.nz, .5, .8)(3, rng()), prior(r.latent, r.nz, .5, .8)(3, rng()))
+        cut, same = prior(r.prior({}), r.nz, .5, .8), prior(r.latent, r.nz, .5, .8)
+        assert torch.equal(cut(3, rng()), same(3, rng()))
         assert torch.equal(r.prior({})(3, rng()), prior(r.latent, r.nz)(3, rng()))
     r = recipe('pokegan2-dcgan', nz=12, components=3)
     m = Mixture(3, 12)

@@ -1,4 +1,4 @@
-"""Learning rates are functions of progress: right values, the same after a resume, the ratio of the players kept."""
+"""Learning rates are functions of progress: right values, the same after a resume, players keep their ratio."""
 from functools import partial
 
 import pytest
@@ -32,7 +32,8 @@ def game(*callbacks): # two players with rates of .1 and .01
         def loss(b): return nets[k](b.x.flatten(1)).square().mean(), {}
         return Phase(k, (nets[k],), adam(nets[k], lr=lr), loss)
     x = torch.randint(0, 256, (40, 3, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Trainer(nets, [phase('A', .1), phase('B', .01)], Images(x), None, 8, callbacks=callbacks, device='cpu')
+    phases = [phase('A', .1), phase('B', .01)]
+    return Trainer(nets, phases, Images(x), None, 8, callbacks=callbacks, device='cpu')
 
 
 def test_rates_follow_progress_and_keep_their_ratio():

@@ -1,4 +1,5 @@
-"Targets of lesson 07: what is drawn, what it is worth on average, and D's optimum against independent references."
+"""Targets of lesson 07: what is drawn, what it is worth on average,
+and D's optimum against independent references."""
 import math
 
 import pytest
@@ -16,13 +17,14 @@ def test_targets_without_noise_are_constant():
 
 def test_targets_are_drawn_afresh_and_repeat_with_the_generator():
     g = gen()
-    a, b = noisy_targets(50, 0.85, 0.15, 0.15, 0.05, generator=g), noisy_targets(50, 0.85, 0.15, 0.15, 0.05, generator=g)
+    a, b = (noisy_targets(50, 0.85, 0.15, 0.15, 0.05, generator=g) for _ in range(2))
     assert not torch.equal(a[0], b[0])
     assert torch.equal(a[0], noisy_targets(50, 0.85, 0.15, 0.15, 0.05, generator=gen())[0])
 
 def test_noise_has_the_right_spread():
     r, f = noisy_targets(100_000, 0.85, 0.15, 0.15, generator=gen())
-    assert abs(r.mean() - 0.85) < 0.003 and abs(f.mean() - 0.15) < 0.003 and abs(r.std() - 0.15) < 0.003 and abs(f.std() - 0.15) < 0.003
+    assert abs(r.mean() - 0.85) < 0.003 and abs(f.mean() - 0.15) < 0.003
+    assert abs(r.std() - 0.15) < 0.003 and abs(f.std() - 0.15) < 0.003
     assert abs(torch.corrcoef(torch.stack([r, f]))[0, 1]) < 0.02
 
 def test_flips_swap_sides_at_the_right_rate_and_independently():
@@ -49,7 +51,8 @@ def test_noise_moves_neither_the_loss_nor_its_gradient_on_average():
     draws = [noisy_targets(32, .85, .15, .15, .05, generator=g)[0].double() for _ in range(20_000)]
     mean, _ = expected_targets(.85, .15, .05)
     assert abs(torch.stack([bce(l.detach(), t) for t in draws]).mean() - bce(l.detach(), mean)) < 0.01
-    grad, = torch.autograd.grad(bce(l, torch.stack(draws).mean(0)), l)   # the gradient is linear in t: the mean of gradients
+    # the gradient is linear in t: the mean of gradients
+    grad, = torch.autograd.grad(bce(l, torch.stack(draws).mean(0)), l)
     want, = torch.autograd.grad(bce(l, mean), l)
     assert torch.allclose(grad*32, want*32, atol=0.008)
 
@@ -73,7 +76,8 @@ def test_optimal_logit_is_where_the_loss_is_flat_and_least(a, b):
 @pytest.mark.parametrize('a,b', TARGETS)
 def test_optimal_logit_holds_its_limits_at_any_ratio(a, b):
     odds = lambda t: math.inf if t == 1 else -math.inf if t == 0 else math.log(t/(1-t))
-    for s, want in ((math.inf, odds(a)), (-math.inf, odds(b)), (1e4, min(odds(a), 1e4)), (-1e4, max(odds(b), -1e4))):
+    ends = (math.inf, odds(a)), (-math.inf, odds(b)), (1e4, min(odds(a), 1e4)), (-1e4, max(odds(b), -1e4))
+    for s, want in ends:
         got = optimal_logit(torch.tensor(s), a, b).item()
         assert got == pytest.approx(want, rel=1e-4, abs=1e-4), s
 

@@ -1,4 +1,5 @@
-"""Walks pass their stops, close without a repeat, and become films; what cannot be written is said in one line."""
+"""Walks pass their stops, close without a repeat, and become films;
+what cannot be written is said in one line."""
 import math, os, stat, sys
 
 import pytest
@@ -14,7 +15,8 @@ STOPS = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
 @pytest.mark.parametrize('how', [slerp, lerp])
 def test_ends_and_rows(how):
     a, b = STOPS[:2], STOPS[2:]
-    for t, end in ((0., a), (1., b)): torch.testing.assert_close(how(a, b, torch.full((2,), t)), end, rtol=1e-4, atol=1e-4)
+    for t, end in ((0., a), (1., b)):
+        torch.testing.assert_close(how(a, b, torch.full((2,), t)), end, rtol=1e-4, atol=1e-4)
     t = torch.tensor([.2, .7])
     rows = torch.stack([how(a[i], b[i], t[i:i+1])[0] for i in range(2)])
     torch.testing.assert_close(how(a, b, t), rows)
@@ -52,7 +54,11 @@ def test_many_frame_counts_stay_in_range():
 
 
 def test_wrong_walks():
-    for words, call in {'stops is 1': lambda: path(STOPS[:1]), '4 or more': lambda: path(STOPS, 3), 'neither .gif nor .mp4': lambda: write_film(torch.zeros(2, 3, 8, 8), 'a.webm')}.items():
+    calls = {
+        'stops is 1': lambda: path(STOPS[:1]),
+        '4 or more': lambda: path(STOPS, 3),
+        'neither .gif nor .mp4': lambda: write_film(torch.zeros(2, 3, 8, 8), 'a.webm')}
+    for words, call in calls.items():
         with pytest.raises(ValueError, match=words) as e: call()
         assert '\n' not in str(e.value)
 
@@ -86,12 +92,14 @@ def test_mp4_holds_every_frame(film, tmp_path):
 def test_mp4_without_a_codec_or_with_one_that_fails(film, tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', str(tmp_path))
     monkeypatch.setitem(sys.modules, 'imageio_ffmpeg', None)
-    with pytest.raises(ImportError, match='pip install imageio-ffmpeg') as e: write_film(film, tmp_path/'a.mp4')
+    with pytest.raises(ImportError, match='pip install imageio-ffmpeg') as e:
+        write_film(film, tmp_path/'a.mp4')
     assert '\n' not in str(e.value)
     broken = tmp_path/'ffmpeg'
     broken.write_text(f'#!{sys.executable}\nimport sys; sys.stdin.buffer.read(); '
                       'print("no such encoder", file=sys.stderr); sys.exit(1)\n', encoding='utf-8')
     broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
     assert walks.ffmpeg('a.mp4') == str(broken) and walks.ffmpeg('a.GIF') is None
-    with pytest.raises(OSError, match='a.mp4 was not written: no such encoder'): write_film(film, tmp_path/'a.mp4')
+    with pytest.raises(OSError, match='a.mp4 was not written: no such encoder'):
+        write_film(film, tmp_path/'a.mp4')
     assert os.listdir(tmp_path) == ['ffmpeg']

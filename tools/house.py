@@ -5,7 +5,7 @@
 A room is a folder of pokegan/, or a module beside them. An arrow is a pair of rooms of which the first
 imports from the second, inside functions too. Floors: the rooms in the longest chain of arrows.
 """
-import ast, json, re, statistics, sys
+import ast, io, json, re, statistics, sys, tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,6 +125,12 @@ def tree(text: str) -> ast.AST:
     return ast.parse(re.sub(r'^(\s*)[%!].*', r'\1pass', text, flags=re.M))
 
 
+def thoughts(text: str) -> int:
+    "Logical lines: a call or a signature that is broken over several lines counts once, comments do not."
+    plain = re.sub(r'^(\s*)[%!].*', r'\1pass', text, flags=re.M)
+    return sum(t.type == tokenize.NEWLINE for t in tokenize.generate_tokens(io.StringIO(plain).readline))
+
+
 def exported(cells: list) -> list: return [c for c in cells if re.search(r'^#\| *exporti?\b', c, re.M)]
 
 
@@ -159,10 +165,11 @@ def main():
     nbs = {f: code_cells(f) for f in sorted((root/'nbs').glob('[0-9]*.ipynb'))}
     print('lessons:', reading([c for cells in nbs.values() for c in cells]))
     print('library:', reading([re.sub(r'__all__ = \[.*?\]', '', t, flags=re.S) for t in lib.text.values()]))
-    big = {f.stem: sum(len(lines(c)) for c in exported(cells)) for f, cells in nbs.items()}
-    print('exported lines over 200:', ', '.join(f'{k} {v}' for k, v in big.items() if v > 200) or 'none')
-    tall = {f.stem: max((len(lines(c)) for c in exported(cells)), default=0) for f, cells in nbs.items()}
-    print('exported cells over 40:', ', '.join(f'{k} {v}' for k, v in tall.items() if v > 40) or 'none')
+    big = {f.stem: sum(map(thoughts, exported(cells))) for f, cells in nbs.items()}
+    over = [f'{k} {v}' for k, v in big.items() if v > 200]
+    print('logical lines exported, over 200:', ', '.join(over) or 'none')
+    tall = {f.stem: max(map(thoughts, exported(cells)), default=0) for f, cells in nbs.items()}
+    print('cells over 40:', ', '.join(f'{k} {v}' for k, v in tall.items() if v > 40) or 'none')
 
 
 if __name__ == '__main__': main()

@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 
 from .cleaning import colour, FITS, Report
-from .files import choose, read_csv, some_of, source_help, SOURCES, write_csv
+from .download import source_help, SOURCES
+from .files import choose, read_csv, some_of, write_csv
 from .prepare import fingerprint, prepare, Prepared
 
 # %% ../../nbs/02e_data.ipynb #c008

@@ -17,8 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from .cleaning import clean, colour, name_reason, Report, Skip
-from .files import (
-    choose, folder_labels, match_labels, near_duplicates, read_csv, twin_trees, walk, why)
+from .duplicates import near_duplicates, twin_trees
+from .files import choose, folder_labels, match_labels, read_csv, walk, why
 
 # %% ../../nbs/02d_prepare.ipynb #c008
 def fingerprint(

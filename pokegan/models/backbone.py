@@ -159,32 +159,32 @@ class _Own(nn.Module): # the last four of an encoder's five maps
 
 # %% ../../nbs/13a_eyes.ipynb #c021
 def map_channels(
-    look:str # as in `feature_maps`
+    backbone:str # as in `feature_maps`
 ) -> tuple: # of four maps
     "Channels of the maps, without any weights. Raises ImportError for timm:… without timm."
-    if look.startswith('timm:'): return tuple(_timm(look[5:], False).feature_info.channels())
-    return _CHANNELS.get(look, _CHANNELS[''])
+    if backbone.startswith('timm:'): return tuple(_timm(backbone[5:], False).feature_info.channels())
+    return _CHANNELS.get(backbone, _CHANNELS[''])
 
-def _timm_maps(look, size): # 'timm:MODEL' -> FeatureMaps
-    net = _timm(look[5:], True)
+def _timm_maps(backbone, size): # 'timm:MODEL' -> FeatureMaps
+    net = _timm(backbone[5:], True)
     mean = tuple(2*v - 1 for v in net.default_cfg['mean'])
     std = tuple(2*v for v in net.default_cfg['std'])
-    return FeatureMaps(look, net, net.feature_info.channels(), size, mean=mean, std=std)
+    return FeatureMaps(backbone, net, net.feature_info.channels(), size, mean=mean, std=std)
 
 def feature_maps(
-    look:str|Path='effnet-lite0', # or 'timm:MODEL', or the folder of an encoder's run
+    backbone:str|Path='effnet-lite0', # or 'timm:MODEL', or the folder of an encoder's run
     size:int=96 # px that pictures are resized to: a multiple of 32
 ) -> FeatureMaps: # on the CPU, float32
     "Frozen eyes by name. Raises ValueError for anything else, ImportError where a package is missing."
-    look = str(look)
-    channels = _CHANNELS.get(look, _CHANNELS[''])
+    backbone = str(backbone)
+    channels = _CHANNELS.get(backbone, _CHANNELS[''])
     with torch.random.fork_rng(devices=[]):
-        if look == 'effnet-lite0':
-            return FeatureMaps(look, _Lite0(extractor(look, 'cpu').net.net), channels, size)
-        if look.startswith('timm:'): return _timm_maps(look, size)
-        if not (Path(look)/'run.json').exists():
-            raise ValueError(f'backbone is {look!r}; it must be effnet-lite0, timm:MODEL '
+        if backbone == 'effnet-lite0':
+            return FeatureMaps(backbone, _Lite0(extractor(backbone, 'cpu').net.net), channels, size)
+        if backbone.startswith('timm:'): return _timm_maps(backbone, size)
+        if not (Path(backbone)/'run.json').exists():
+            raise ValueError(f'backbone is {backbone!r}; it must be effnet-lite0, timm:MODEL '
                              "or the folder of an encoder's run")
-        E = load_encoder(look)
+        E = load_encoder(backbone)
     shown = size//2 if len(E.stem) == 3 else size # a sprite stem halves once less
-    return FeatureMaps(look, _Own(E), channels, size, shown=shown)
+    return FeatureMaps(backbone, _Own(E), channels, size, shown=shown)

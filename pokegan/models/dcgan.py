@@ -14,7 +14,10 @@ from torch.nn.utils.parametrizations import spectral_norm
 from ..core import one_of
 
 # %% ../../nbs/03_dcgan.ipynb #c013
-def make_norm(nf:int, norm:str='batch')->nn.Module: # for nf channels; keeps the shape
+def make_norm(
+    nf:int, # channels
+    norm:str='batch' # 'batch', 'group' or 'none'
+) -> nn.Module: # keeps the shape
     "A normalisation layer by name; raises ValueError on an unknown one."
     one_of('norm', norm, ('batch', 'group', 'none'))
     if norm == 'batch': return nn.BatchNorm2d(nf)
@@ -23,27 +26,29 @@ def make_norm(nf:int, norm:str='batch')->nn.Module: # for nf channels; keeps the
 def up(
     ni:int, # channels in
     nf:int, # channels out
-    norm:str='batch', # 'batch', 'group' or 'none'
+    norm:str='batch', # as in `make_norm`
     s:int=2, # stride: 2 doubles the side
-    p:int=1, # padding: s1 p0 turns 1x1 into 4x4
-)->nn.Sequential: # (b,ni,h,w) -> (b,nf,2h,2w)
+    p:int=1 # padding: s1 p0 turns 1x1 into 4x4
+) -> nn.Sequential: # (b,ni,h,w) -> (b,nf,2h,2w)
     "The generator's block: transposed convolution k4, norm, ReLU."
-    return nn.Sequential(nn.ConvTranspose2d(ni, nf, 4, s, p, bias=False), make_norm(nf, norm), nn.ReLU(inplace=True))
+    conv = nn.ConvTranspose2d(ni, nf, 4, s, p, bias=False)
+    return nn.Sequential(conv, make_norm(nf, norm), nn.ReLU(inplace=True))
 
 # %% ../../nbs/03_dcgan.ipynb #c017
 class Generator(nn.Module):
-    "Latents (b,nz) to images (b,3,size,size) in [-1,1]; raises ValueError on latents of another width."
-    def __init__(self, blocks:list, nz:int, size:int): # modules run in order; values in a latent; side in px
+    "Latents (b,nz) to images (b,3,size,size) in [-1,1]; ValueError on latents of another width."
+    def __init__(self, blocks:list, nz:int, size:int): # in order; values in a latent; side, px
         super().__init__()
         self.blocks, self.nz, self.size = nn.Sequential(*blocks), nz, size
 
     def forward(self, z): # (b,nz) -> (b,3,size,size)
-        if z.shape[1:] != (self.nz,): raise ValueError(f"latents have shape {tuple(z.shape)}; this generator takes (b, {self.nz})")
+        if z.shape[1:] != (self.nz,):
+            raise ValueError(f'latents have shape {tuple(z.shape)}; this generator takes (b, {self.nz})')
         return self.blocks(z)
 
 # %% ../../nbs/03_dcgan.ipynb #c021
 @torch.no_grad()
-def init_dcgan(net:nn.Module, std:float=0.02)->nn.Module: # changed in place, and returned
+def init_dcgan(net:nn.Module, std:float=0.02) -> nn.Module: # changed in place, and returned
     "Weights N(0, std) (Radford 2015, section 4), norm gains N(1, std), biases 0."
     for m in net.modules():
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)): m.weight.normal_(0, std)
@@ -52,73 +57,100 @@ def init_dcgan(net:nn.Module, std:float=0.02)->nn.Module: # changed in place, an
     return net
 
 # %% ../../nbs/03_dcgan.ipynb #c024
-def resize_up(ni:int, nf:int, norm:str='batch')->nn.Sequential: # (b,ni,h,w) -> (b,nf,2h,2w)
-    "The block without a grid: every pixel repeated 2x2, convolution k3, norm, ReLU (Odena 2016)."
-    return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(ni, nf, 3, 1, 1, bias=False), make_norm(nf, norm), nn.ReLU(inplace=True))
+def _k3(ni:int, nf:int) -> nn.Conv2d: return nn.Conv2d(ni, nf, 3, 1, 1, bias=False)
 
-# %% ../../nbs/03_dcgan.ipynb #c028
-def n_doublings(size:int, base:int=4)->int: # from a map of side base to images of side size, px
+def resize_up(
+    ni:int, nf:int, norm:str='batch' # as in `up`
+) -> nn.Sequential: # (b,ni,h,w) -> (b,nf,2h,2w)
+    "The block without a grid: every pixel repeated 2x2, convolution k3, norm, ReLU (Odena 2016)."
+    larger, conv = nn.Upsample(scale_factor=2), _k3(ni, nf)
+    return nn.Sequential(larger, conv, make_norm(nf, norm), nn.ReLU(inplace=True))
+
+# %% ../../nbs/03_dcgan.ipynb #c028a
+def n_doublings(size:int, base:int=4) -> int: # from a map of side base to images of side size, px
     "Depth of a network; raises ValueError on a side that no family has."
     one_of('size', size, (16, 32, 64, 128, 256))
     return int(math.log2(size//base))
 
+def _from_latent(stem:str, nz:int, nf:int, base:int, norm:str) -> nn.Sequential:
+    "The first block: (b,nz) -> (b,nf,base,base)."
+    if stem == 'conv': return nn.Sequential(nn.Unflatten(1, (nz, 1, 1)), *up(nz, nf, norm, 1, 0))
+    return nn.Sequential(nn.Linear(nz, nf*base**2), nn.Unflatten(1, (nf, base, base)))
+
+def _to_rgb(stem:str, nf:int, resize:bool) -> nn.Sequential: # (b,nf,h,w) -> (b,3,…) in [-1,1]
+    "The last block: behind a conv stem it doubles the side, behind a linear one it keeps it."
+    doubles = stem == 'conv'
+    last = nn.ConvTranspose2d(nf, 3, 4, 2, 1, bias=False) if doubles else _k3(nf, 3)
+    if resize: last = nn.Sequential(nn.Upsample(scale_factor=2 if doubles else 1), _k3(nf, 3))
+    return nn.Sequential(last, nn.Tanh())
+
+# %% ../../nbs/03_dcgan.ipynb #c028
 def conv_generator(
     size:int=64, # side of the images, px: 16, 32, 64, 128 or 256
     nz:int=100, # values in a latent
     ngf:int=64, # channels of the last hidden block; each earlier one has twice as many
-    norm:str='batch', # 'batch', 'group' or 'none'
-    stem:str='conv', # from z to the first map: 'conv' (k4, norm, ReLU) or 'linear' (with bias, nothing after it)
+    norm:str='batch', # as in `make_norm`
+    *,
+    stem:str='conv', # from z to the first map: 'conv' (k4, norm, ReLU) or 'linear' (with bias)
     base:int=4, # side of the first map, px: 4, or with a linear stem 8
-    resize:bool=False, # enlarge with `resize_up`, and the image likewise
-)->Generator: # initialised by `init_dcgan`
+    resize:bool=False # enlarge with `resize_up`, and the image likewise
+) -> Generator: # initialised by `init_dcgan`
     "Systems 2 and 4 with stem 'conv' (Radford 2015), system 3 with 'linear'."
     one_of('stem', stem, ('conv', 'linear'))
     one_of('base', base, (4, 8) if stem == 'linear' else (4,))
-    conv, n = stem == 'conv', n_doublings(size, base)
-    nfs = [ngf*2**i for i in reversed(range(n if conv else n+1))]
-    first = [nn.Unflatten(1, (nz, 1, 1)), *up(nz, nfs[0], norm, 1, 0)] if conv else \
-        [nn.Linear(nz, nfs[0]*base**2), nn.Unflatten(1, (nfs[0], base, base))]
-    last = nn.ConvTranspose2d(ngf, 3, 4, 2, 1, bias=False) if conv else nn.Conv2d(ngf, 3, 3, 1, 1, bias=False)
-    if resize: last = nn.Sequential(nn.Upsample(scale_factor=1 + conv), nn.Conv2d(ngf, 3, 3, 1, 1, bias=False))
-    blocks = [nn.Sequential(*first), *[(resize_up if resize else up)(a, b, norm) for a, b in zip(nfs, nfs[1:])], nn.Sequential(last, nn.Tanh())]
-    return init_dcgan(Generator(blocks, nz, size))
+    n = n_doublings(size, base) + (stem == 'linear')
+    nfs = [ngf*2**i for i in reversed(range(n))]
+    first, last = _from_latent(stem, nz, nfs[0], base, norm), _to_rgb(stem, ngf, resize)
+    block = resize_up if resize else up
+    middle = [block(a, b, norm) for a, b in zip(nfs, nfs[1:])]
+    return init_dcgan(Generator([first, *middle, last], nz, size))
 
-# %% ../../nbs/03_dcgan.ipynb #c034
-def down(ni:int, nf:int, norm:str='batch', same:bool=False)->nn.Sequential: # (b,ni,h,w) -> (b,nf,h/2,w/2)
-    "The discriminator's block: convolution k4 s2, norm, LReLU 0.2; with `same` k3 s1, which keeps the side."
+# %% ../../nbs/03_dcgan.ipynb #c034a
+def down(
+    ni:int, nf:int, norm:str='batch', # as in `up`
+    same:bool=False # k3 s1, which keeps the side
+) -> nn.Sequential: # (b,ni,h,w) -> (b,nf,h/2,w/2)
+    "The discriminator's block: convolution k4 s2, norm, LReLU 0.2."
     ks, s = (3, 1) if same else (4, 2)
-    return nn.Sequential(nn.Conv2d(ni, nf, ks, s, 1, bias=False), make_norm(nf, norm), nn.LeakyReLU(0.2, inplace=True))
+    conv = nn.Conv2d(ni, nf, ks, s, 1, bias=False)
+    return nn.Sequential(conv, make_norm(nf, norm), nn.LeakyReLU(0.2, inplace=True))
 
 class Discriminator(nn.Module):
-    "Images (b,3,size,size) in [-1,1] to logits (b,), larger is more real; raises ValueError on images of another shape."
-    def __init__(self, blocks:list, size:int): # modules run in order; side in px
+    "Images (b,3,size,size) in [-1,1] to logits (b,), larger is more real; ValueError on others."
+    def __init__(self, blocks:list, size:int): # run in order; side in px
         super().__init__()
         self.blocks, self.size = nn.Sequential(*blocks), size
 
     def forward(self, x): # (b,3,size,size) -> (b,)
         s = self.size
-        if x.shape[1:] != (3, s, s): raise ValueError(f"images have shape {tuple(x.shape)}; this discriminator takes (b, 3, {s}, {s})")
+        if x.shape[1:] != (3, s, s):
+            raise ValueError(f'images have shape {tuple(x.shape)}; this discriminator takes (b, 3, {s}, {s})')
         return self.blocks(x)
 
+# %% ../../nbs/03_dcgan.ipynb #c034
 def conv_discriminator(
     size:int=64, # side of the images, px: 16, 32, 64, 128 or 256
     ndf:int=64, # channels of the first block; each later one has twice as many
-    norm:str='batch', # 'batch', 'group' or 'none'
+    norm:str='batch', # as in `make_norm`
+    *,
     norm_first:bool=False, # normalise the first block too
     sn:bool=False, # spectral norm on every block, not on the head (Miyato 2018)
     head:str='linear', # from the last map to the logit: 'linear' (with bias) or 'conv' (without)
-    base:int=4, # side of the last map, px; with 8, the last block but one keeps its side
-)->Discriminator: # initialised by `init_dcgan`
+    base:int=4 # side of the last map, px; with 8, the last block but one keeps its side
+) -> Discriminator: # initialised by `init_dcgan`
     "Halvings, then one logit (systems 2, 3 and 4)."
     one_of('head', head, ('linear', 'conv'))
     one_of('base', base, (4, 8))
-    n = n_doublings(size, base) + (base == 8)
+    n, blocks = n_doublings(size, base) + (base == 8), []
     nfs = [3] + [ndf*2**i for i in range(n)]
-    kinds = [(norm if i or norm_first else 'none', base == 8 and i == n-2) for i in range(n)]
-    blocks = [down(a, b, *kind) for a, b, kind in zip(nfs, nfs[1:], kinds)]
-    last = [nn.Flatten(), nn.Linear(nfs[-1]*base**2, 1)] if head == 'linear' else [nn.Conv2d(nfs[-1], 1, base, bias=False)]
+    for i in range(n):
+        usual, same = i > 0 or norm_first, base == 8 and i == n-2
+        blocks.append(down(nfs[i], nfs[i+1], norm if usual else 'none', same))
+    if head == 'linear': last = [nn.Flatten(), nn.Linear(nfs[-1]*base**2, 1)]
+    else: last = [nn.Conv2d(nfs[-1], 1, base, bias=False)]
     D = init_dcgan(Discriminator([*blocks, nn.Sequential(*last, nn.Flatten(0))], size))
-    for b in D.blocks[:-1] if sn else []: spectral_norm(b[0])
+    if sn:
+        for block in D.blocks[:-1]: spectral_norm(block[0])
     return D
 
 # %% ../../nbs/03_dcgan.ipynb #c039
@@ -127,10 +159,10 @@ class SameConv2d(nn.Conv2d):
     def forward(self, x): return super().forward(nn.functional.pad(x, (1, 2, 1, 2)))
 
 class SameConvTranspose2d(nn.ConvTranspose2d):
-    "Its adjoint, Keras' transposed convolution k5 s2 'same': one row and column cut before, two after (with padding=1)."
+    "Its adjoint, Keras' transposed one: one row and column cut before, two after (with padding=1)."
     def forward(self, x): return super().forward(x)[..., :-1, :-1]
 
-def init_keras(net:nn.Module)->nn.Module: # changed in place, and returned
+def init_keras(net:nn.Module) -> nn.Module: # changed in place, and returned
     "Keras' defaults: weights Glorot uniform, biases 0; gains stay 1 (Glorot 2010)."
     for m in net.modules():
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
@@ -139,21 +171,35 @@ def init_keras(net:nn.Module)->nn.Module: # changed in place, and returned
     return net
 
 # %% ../../nbs/03_dcgan.ipynb #c042
-def keras_generator(size:int=64, nz:int=128, ngf:int=64)->Generator: # initialised by `init_keras`; arguments as in `conv_generator`
-    "System 1: dense stem, then transposed convolutions k5 'same', the first of stride 1; batch norm, LReLU 0.3."
-    def block(conv, nf, bn=nn.BatchNorm2d): return nn.Sequential(conv, bn(nf, eps=1e-3, momentum=0.01), nn.LeakyReLU(0.3, inplace=True))
-    nfs = [ngf*2**i for i in reversed(range(n_doublings(size)))]
-    nf, kw = nfs[0], dict(bias=False)
-    stem = block(nn.Linear(nz, nf*16, **kw), nf*16, nn.BatchNorm1d).append(nn.Unflatten(1, (nf, 4, 4)))
-    ups = [block(SameConvTranspose2d(a, b, 5, 2, 1, **kw), b) for a, b in zip(nfs, nfs[1:])]
-    last = nn.Sequential(SameConvTranspose2d(ngf, 3, 5, 2, 1, **kw), nn.Tanh())
-    return init_keras(Generator([stem, block(nn.ConvTranspose2d(nf, nf, 5, 1, 2, **kw), nf), *ups, last], nz, size))
+def _keras_block(layer:nn.Module, nf:int, norm:type=nn.BatchNorm2d) -> nn.Sequential:
+    "A layer, batch norm with Keras' constants, LReLU 0.3."
+    return nn.Sequential(layer, norm(nf, eps=1e-3, momentum=0.01), nn.LeakyReLU(0.3, inplace=True))
 
-def keras_discriminator(size:int=64, ndf:int=64)->Discriminator: # initialised by `init_keras`
-    "System 1: convolutions k5 s2 'same' with bias, ndf, 2·ndf …, 4·ndf channels, LReLU 0.3, dropout 0.3, no norm; one logit."
-    nfs = [3, ndf, *[ndf*2]*(n_doublings(size)-2), ndf*4]
-    blocks = [nn.Sequential(SameConv2d(a, b, 5, 2), nn.LeakyReLU(0.3, inplace=True), nn.Dropout(0.3)) for a, b in zip(nfs, nfs[1:])]
-    return init_keras(Discriminator([*blocks, nn.Sequential(nn.Flatten(), nn.Linear(nfs[-1]*16, 1), nn.Flatten(0))], size))
+def keras_generator(
+    size:int=64, nz:int=128, ngf:int=64 # as in `conv_generator`
+) -> Generator: # initialised by `init_keras`
+    "System 1: dense stem, then transposed convolutions k5 'same', the first of stride 1; LReLU."
+    nfs = [ngf*2**i for i in reversed(range(n_doublings(size)))]
+    nf = nfs[0]
+    stem = _keras_block(nn.Linear(nz, nf*16, bias=False), nf*16, nn.BatchNorm1d)
+    stem.append(nn.Unflatten(1, (nf, 4, 4)))
+    pairs = zip(nfs, nfs[1:])
+    ups = [_keras_block(SameConvTranspose2d(a, b, 5, 2, 1, bias=False), b) for a, b in pairs]
+    last = nn.Sequential(SameConvTranspose2d(ngf, 3, 5, 2, 1, bias=False), nn.Tanh())
+    first = _keras_block(nn.ConvTranspose2d(nf, nf, 5, 1, 2, bias=False), nf)
+    return init_keras(Generator([stem, first, *ups, last], nz, size))
+
+def keras_discriminator(
+    size:int=64, # side of the images, px
+    ndf:int=64 # channels: ndf, then 2·ndf, at last 4·ndf
+) -> Discriminator: # initialised by `init_keras`
+    "System 1: convolutions k5 s2 'same' with bias, LReLU 0.3, dropout 0.3, no norm; one logit."
+    nfs, blocks = [3, ndf, *[ndf*2]*(n_doublings(size)-2), ndf*4], []
+    for a, b in zip(nfs, nfs[1:]):
+        conv = SameConv2d(a, b, 5, 2)
+        blocks.append(nn.Sequential(conv, nn.LeakyReLU(0.3, inplace=True), nn.Dropout(0.3)))
+    head = nn.Sequential(nn.Flatten(), nn.Linear(nfs[-1]*16, 1), nn.Flatten(0))
+    return init_keras(Discriminator([*blocks, head], size))
 
 # %% ../../nbs/05_training.ipynb #toy2
 from ..core import normal, seeded
@@ -176,7 +222,8 @@ def toy_game(
     nets = seeded(seed, build)
     opts = [adam(nets[k], lr=lr, betas=(.5, .99)) for k in 'GD']
     phases = gan_phases(nets['G'], nets['D'], *opts, d_bce, g_bce, **game)
-    return Trainer(nets, phases, images, prior, batch, seed=seed, callbacks=callbacks, device='cpu', bf16=bf16)
+    how = dict(seed=seed, callbacks=callbacks, device='cpu', bf16=bf16)
+    return Trainer(nets, phases, images, prior, batch, **how)
 
 # %% ../../nbs/09d_dcgan_recipes.ipynb #c003
 from collections.abc import Callable
@@ -217,8 +264,8 @@ class GANFields(Recipe):
     hflip:bool = False # half of the reals are mirrored
     brightness:float = 0. # of reals: largest shift, as a share of the range
     contrast:float = 0. # of reals: factors from 1-c to 1+c
-    diffaug:str = '' # changes of reals and fakes alike, such as 'color+translation+cutout' (lesson 09)
-    ada:float = 0. # these come as often as holds D's mean sign on reals here (0.6 in the paper); 0: always
+    diffaug:str = '' # changes of reals and fakes alike: 'color+translation+cutout' (lesson 09)
+    ada:float = 0. # they come as often as holds D's mean sign on reals here (paper: 0.6); 0: always
     clip:float = 0. # D's weights are held within +-clip; 0: free
     penalty:str = '' # on D's slope: 'gp', 'r1', 'r2' or none (lesson 04)
     penalty_weight:float = 10. # its factor
@@ -228,14 +275,16 @@ class GANFields(Recipe):
 class GANRecipe(GANFields):
     "A DCGAN and its relatives; raises ValueError on a value that cannot work."
     family = 'gan'
-    choices = Recipe.choices | dict(arch=('conv', 'keras'), stem=('conv', 'linear'), head=('linear', 'conv'))
+    choices = Recipe.choices | dict(
+        arch=('conv', 'keras'), stem=('conv', 'linear'), head=('linear', 'conv'))
 
     @property
     def norm_of_D(self): return 'none' if self.arch == 'keras' else self.d_norm or self.norm
 
     def check(self):
         if self.ada and not self.diffaug:
-            raise ValueError("ada needs something to adapt; give diffaug as well, such as 'color+translation+cutout'")
+            raise ValueError('ada needs something to adapt; '
+                             "give diffaug as well, such as 'color+translation+cutout'")
         if self.split_d and (self.diffaug or self.penalty or self.loss != 'bce'):
             raise ValueError('split_d goes with bce alone, without diffaug or penalty')
         one_of('base', self.base, (4, 8) if self.stem == 'linear' else (4,))
@@ -245,17 +294,20 @@ class GANRecipe(GANFields):
         return nets | (dict(augment=AdaptiveAugment(self.diffaug, self.ada)) if self.ada else {})
 
     def build_keras(self):
-        return dict(G=keras_generator(self.size, self.nz, self.ngf), D=keras_discriminator(self.size, self.ndf))
+        G = keras_generator(self.size, self.nz, self.ngf)
+        return dict(G=G, D=keras_discriminator(self.size, self.ndf))
 
     def build_conv(self):
-        G = conv_generator(self.size, self.nz, self.ngf, self.norm, self.stem, self.base, self.resize)
-        D = conv_discriminator(self.size, self.ndf, self.norm_of_D, self.norm_first, self.sn, self.head, self.base)
+        G = conv_generator(self.size, self.nz, self.ngf, self.norm,
+            stem=self.stem, base=self.base, resize=self.resize)
+        D = conv_discriminator(self.size, self.ndf, self.norm_of_D,
+            norm_first=self.norm_first, sn=self.sn, head=self.head, base=self.base)
         return dict(G=G, D=D)
 
 # %% ../../nbs/09d_dcgan_recipes.ipynb #c010
 def _targets(self:GANRecipe, n:int, generator, device) -> tuple: # of reals, of fakes
     return noisy_targets(n, self.real_target, self.fake_target, self.target_noise, self.flip,
-                         generator=generator, device=device)
+        generator=generator, device=device)
 
 def _penalty(self:GANRecipe, D, x_real, x_fake, generator):
     return self.penalty_weight*PENALTIES[self.penalty](D, x_real, x_fake, generator)
@@ -305,22 +357,26 @@ _fc = dict(stem='linear', real_target=0.9, betas=(0.5, 0.99), epochs=500,
     source='system 3: a PyTorch DCGAN with Kaggle in Colab',
     differs="z from N(0, 1), as its text says (its code: latent='uniform'); "
             'weights start from N(0, 0.02), where it names no start')
-_819 = dict(nz=128, norm_first=True, sn=True, head='conv', real_target=0.85, fake_target=0.15, target_noise=0.15,
-    flip=0.05, betas=(0.5, 0.9))
+_819 = dict(nz=128, norm_first=True, sn=True, head='conv', betas=(0.5, 0.9),
+    real_target=0.85, fake_target=0.15, target_noise=0.15, flip=0.05)
 
 # %% ../../nbs/09d_dcgan_recipes.ipynb #c015
 DCGAN_RECIPES = (
     GANRecipe('dcgan-quick', 'ours: creatures in three minutes on two CPU cores',
-        'a third of the width, half the batch, five times the learning rate, and a moving average of G',
+        'a third of the width, half the batch, five times the learning rate, '
+            'and a moving average of G',
         ema=0.995, **_quick),
     GANRecipe('dcgan-small-data', 'ours: a few hundred pictures, twenty minutes on one CPU core',
-        'dcgan-quick with adaptive DiffAugment, mirrored reals, a longer average, and no transposed convolutions',
+        'dcgan-quick with adaptive DiffAugment, mirrored reals, a longer average, '
+            'and no transposed convolutions',
         ema=0.998, hflip=True, diffaug='color+translation+cutout', ada=0.6, resize=True, **_quick),
     GANRecipe('dcgan-keras', 'system 1: a Keras DCGAN with separate rounds',
-        'it names no batch size, optimiser or count of rounds: 64, Adam 2e-4 (0.5, 0.999), one each',
+        'it names no batch size, optimiser or count of rounds: '
+            '64, Adam 2e-4 (0.5, 0.999), one each',
         arch='keras', nz=128, split_d=True, epochs=350),
     GANRecipe('dcgan-uniform', 'system 2: the DCGAN of the very long training',
-        'reals in [-1, 1], not [0, 1]; it says nothing of norm in D: batch norm on all blocks but the first', **_jitter),
+        'reals in [-1, 1], not [0, 1]; '
+            'it says nothing of norm in D: batch norm on all blocks but the first', **_jitter),
     GANRecipe('wgan-clip', 'system 2: the WGAN of its code',
         'networks of dcgan-uniform, a block deeper; its latents and its changes of reals as well',
         size=128, epochs=5000, loss='wgan', opt='rmsprop', clip=0.01, d_rounds=5, **_jitter),
@@ -331,7 +387,8 @@ DCGAN_RECIPES = (
     GANRecipe('dcgan-fc-64', ngf=32, ndf=32, **_fc),
     GANRecipe('dcgan-fc-128', size=128, base=8, **_fc),
     GANRecipe('dcgan-819', 'system 4: DCGAN819',
-        'weights start from N(0, 0.02), where it names no start; each label flips on its own', **_819),
+        'weights start from N(0, 0.02), where it names no start; '
+            'each label flips on its own', **_819),
     GANRecipe('dcgan-14000', 'system 4: DCGAN14000',
         'as dcgan-819, of which it differs in nothing but its data: 14,774 images', **_819),
 )

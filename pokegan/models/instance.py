@@ -26,18 +26,26 @@ def picture_codes(
     images:Images,  # n pictures
     nc:int,         # values in a code
     batch:int=64    # pictures at a time
-)->Tensor: # (n,nc) on the CPU, each column of mean 0 and variance 1
-    "What frozen eyes see in each picture: means of all maps, every level of equal weight, whitened principal components. Raises ValueError where the pictures are too few."
-    if len(images) <= nc: raise ValueError(f'{len(images)} pictures are too few for codes of {nc} values; there must be more pictures, or nc={max(1, len(images)//2)}')
-    device, levels = look.mean.device, []
+) -> Tensor: # (n,nc) on the CPU, each column of mean 0 and variance 1
+    """What frozen eyes see in each picture: means of all maps, every level of equal weight,
+    whitened principal components. Raises ValueError where the pictures are too few."""
+    if len(images) <= nc:
+        raise ValueError(f'{len(images)} pictures are too few for codes of {nc} values; '
+                         f'there must be more pictures, or nc={max(1, len(images)//2)}')
+    device, found = look.mean.device, []
     for idx in torch.arange(len(images)).split(batch):
-        levels.append([m.float().mean((2, 3)).cpu() for m in look(to_float(images.batch(idx, device)))])
-    levels = [torch.cat(l) for l in zip(*levels)]
-    f = torch.cat([(l - l.mean(0))/l.var(0).sum().sqrt().clamp(min=1e-8) for l in levels], 1)
-    return torch.linalg.svd(f.double(), full_matrices=False).U[:, :nc].mul(len(f)**.5).float()
+        maps = look(to_float(images.batch(idx, device)))
+        found.append([m.float().mean((2, 3)).cpu() for m in maps])
+    levels = [torch.cat(parts) for parts in zip(*found)]
+    levels = [(l - l.mean(0))/l.var(0).sum().sqrt().clamp(min=1e-8) for l in levels]
+    f = torch.cat(levels, 1).double()
+    U = torch.linalg.svd(f, full_matrices=False).U
+    return U[:, :nc].mul(len(f)**.5).float()
 
+# %% ../../nbs/13c_instances.ipynb #c011b
 class Codes(nn.Module):
-    "Codes of the training pictures, and the prior that uses them: random numbers, then the code of a picture chosen by chance."
+    """Codes of the training pictures, and the prior that uses them: random numbers, then the code
+    of a picture chosen by chance."""
     def __init__(self,
         nz:int,  # random numbers in a latent
         nc:int,  # values in a code
@@ -47,23 +55,33 @@ class Codes(nn.Module):
         self.nz, self.latent = nz, latent
         self.register_buffer('codes', torch.zeros(0, nc)) # (n,nc)
 
-    def forward(self, n:int, generator:torch.Generator, noise=None)->Tensor: # (n,nz+nc), where the generator lives; noise: as in LATENTS (lesson 14a gives another)
-        if not len(self.codes): raise ValueError('there are no codes yet; they come with the training pictures, or with a run that was saved')
-        which = torch.randint(len(self.codes), (n,), generator=generator, device=generator.device)
-        free = (noise or LATENTS[self.latent])(n, self.nz, generator, generator.device)
-        return torch.cat([free, self.codes.to(generator.device)[which]], 1)
+    def forward(self,
+        n:int,
+        generator:torch.Generator, # latents are made where it lives
+        noise=None # as in LATENTS; lesson 14a gives another
+    ) -> Tensor: # (n,nz+nc)
+        if not len(self.codes):
+            raise ValueError('there are no codes yet; they come with the training pictures, '
+                             'or with a run that was saved')
+        device, noise = generator.device, noise or LATENTS[self.latent]
+        which = torch.randint(len(self.codes), (n,), generator=generator, device=device)
+        free = noise(n, self.nz, generator, device)
+        return torch.cat([free, self.codes.to(device)[which]], 1)
 
     def condition(self, b:Batch) -> tuple: # what D is told of the reals, and of the fakes
         "The reals' own codes, and those that stand in the fakes' latents."
-        return (self.codes[b.idx.to(self.codes.device, non_blocking=True)],), (b.z[:, self.nz:],)
+        own = self.codes[b.idx.to(self.codes.device, non_blocking=True)]
+        return (own,), (b.z[:, self.nz:],)
 
     def _load_from_state_dict(self, state, prefix, *args): # as many codes as were saved
-        if (saved := state.get(f'{prefix}codes')) is not None: self.codes = self.codes.new_zeros(saved.shape)
+        saved = state.get(f'{prefix}codes')
+        if saved is not None: self.codes = self.codes.new_zeros(saved.shape)
         super()._load_from_state_dict(state, prefix, *args)
 
 # %% ../../nbs/13c_instances.ipynb #c016
 class ConditionalDiscriminator(ProjectedDiscriminator):
-    "A projected discriminator whose levels are also asked whether a picture fits a code (Miyato and Koyama 2018)."
+    """A projected discriminator whose levels are also asked whether a picture fits a code
+    (Miyato and Koyama 2018)."""
     def __init__(self,
         channels:tuple, # of the maps
         nc:int, # values in a code
@@ -71,7 +89,8 @@ class ConditionalDiscriminator(ProjectedDiscriminator):
         d:int=64 # values in which what is seen and what was asked for meet
     ):
         super().__init__(channels, *args)
-        self.seen = nn.ModuleList(spectral_norm(nn.Conv2d(net.shape[0], d, net.shape[1])) for net in self.nets)
+        def seen(out): return spectral_norm(nn.Conv2d(out.in_channels, d, out.kernel_size))
+        self.seen = nn.ModuleList(seen(net.out) for net in self.nets)
         self.wish = nn.ModuleList(spectral_norm(nn.Linear(nc, d)) for _ in self.nets)
 
     def forward(self, maps:list, code:Tensor): # from FeatureMaps, (b,nc) -> list of (b,1)
@@ -85,7 +104,8 @@ class ConditionalDiscriminator(ProjectedDiscriminator):
 # %% ../../nbs/13c_instances.ipynb #c019
 @dataclass(frozen=True)
 class InstanceRecipe(ProjectedRecipe):
-    "A projected GAN with an example in mind (after Casanova 2021); raises ValueError on a value that cannot work."
+    """A projected GAN with an example in mind (after Casanova 2021); raises ValueError on a value
+    that cannot work."""
     family = 'instance'
     published = ('G', 'codes')
     at_least_1 = (*ProjectedRecipe.at_least_1, 'nc')
@@ -98,8 +118,8 @@ class InstanceRecipe(ProjectedRecipe):
         return dict(G=FastGenerator(self.size, self.nz + self.nc, self.ngf), D=D, codes=codes)
 
     def judge(self, size:int) -> nn.Module: # for a frozen network that sees so many px
-        levels = tuple(map(int, self.levels))
-        return ConditionalDiscriminator(map_channels(self.backbone), self.nc, size, self.w, self.ndf, levels)
+        channels = map_channels(self.backbone)
+        return ConditionalDiscriminator(channels, self.nc, size, self.w, self.ndf, self.levels)
 
     def begin(self, nets:dict, images:Images, *, seed:int=0, folder=None, team=SOLO):
         "Fill the codes. Raises ValueError where the pictures are too few, and as `feature_maps` does."
@@ -107,11 +127,12 @@ class InstanceRecipe(ProjectedRecipe):
         nets['codes'].codes = codes.to(nets['codes'].codes.device)
 
     def prior(self, nets:dict): return nets['codes']
-    def condition(self, nets:dict) -> dict: return dict(condition=nets['codes'].condition) # what D is told
+    def condition(self, nets:dict) -> dict: return dict(condition=nets['codes'].condition)
 
 INSTANCE_RECIPES = (
-    InstanceRecipe('projected-instance', 'Casanova et al. 2021, Instance-Conditioned GAN, on Sauer et al. 2021',
-        'codes are 32 principal components of what the frozen network sees, the real of a code is its own picture; '
-        'the learning rate falls and the network zooms in at the end; all else as in projected',
+    InstanceRecipe('projected-instance',
+        'Casanova et al. 2021, Instance-Conditioned GAN, on Sauer et al. 2021',
+        'codes are 32 principal components of what the frozen network sees, the real of a code is its '
+        'own picture; the learning rate falls and the network zooms in at the end; all else as in projected',
         lr_decay=.3, zoom_share=.2),
 )

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POKEGAN2_RECIPES', 'MultiScaleDiscriminator', 'gp_scales', 'msg_phases', 'start_from', 'PokeGAN2Fields',
-           'PokeGAN2Recipe', 'train_pokegan2', 'write_plan']
+           'PokeGAN2Recipe', 'train_pokegan2']
 
 # %% ../../nbs/12b_multiscale.ipynb #c003
 import json
@@ -27,7 +27,8 @@ from .recipe import describe, fit_run, read_info, Recipe, SOLO, to_plain
 
 # %% ../../nbs/12b_multiscale.ipynb #c007
 class MultiScaleDiscriminator(nn.Module):
-    "Pictures at all scales to logits (b,), larger is more real: each smaller one joins where the maps have its size (Karnewar and Wang 2020)."
+    """Pictures at all scales to logits (b,), larger is more real: each smaller one joins where the
+    maps have its size (Karnewar and Wang 2020)."""
     def __init__(self,
         size:int=64, # side of the largest pictures, px
         ndf:int=24, # channels of the first block; each later one has twice as many, up to 8·ndf
@@ -35,17 +36,23 @@ class MultiScaleDiscriminator(nn.Module):
     ):
         super().__init__()
         nfs = [ndf*min(8, 2**i) for i in range(n_doublings(size))]
-        blocks = [down(ni, nf, norm if i else 'none') for i, (ni, nf) in enumerate(zip([3, *(nf+3 for nf in nfs)], nfs))]
-        self.size, self.blocks = size, nn.ModuleList(blocks)
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear((nfs[-1]+3)*16, 1), nn.Flatten(0))
+        nis = [3, *(nf+3 for nf in nfs)] # three channels of a smaller picture join each map
+        norms = ['none', *(norm for _ in nfs[1:])]
+        self.size = size
+        self.blocks = nn.ModuleList(map(down, nis, nfs, norms))
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(nis[-1]*16, 1), nn.Flatten(0))
         init_dcgan(self)
 
-    def forward(self, scales:list): # (b,3,4,4), (b,3,8,8), … (b,3,size,size) -> (b,)
+    def forward(self,
+        scales:list # (b,3,4,4), (b,3,8,8), … (b,3,size,size)
+    ) -> Tensor: # (b,)
         sides = [x.shape[-1] for x in scales]
         want = [4*2**i for i in range(len(self.blocks)+1)]
-        if sides != want: raise ValueError(f'pictures have sides {sides}; this discriminator takes {want}')
+        if sides != want:
+            raise ValueError(f'pictures have sides {sides}; this discriminator takes {want}')
         h = scales[-1]
-        for block, x in zip(self.blocks, scales[-2::-1]): h = torch.cat([block(h), x.to(h.dtype)], 1)
+        for block, x in zip(self.blocks, scales[-2::-1]):
+            h = torch.cat([block(h), x.to(h.dtype)], 1)
         return self.head(h)
 
 # %% ../../nbs/12b_multiscale.ipynb #c012
@@ -54,12 +61,15 @@ def gp_scales(
     reals:list, # (b,3,4,4), …
     fakes:list, # likewise, paired with the reals in order
     generator:torch.Generator|None=None # draws the points in between; on the device of the reals
-)->Tensor: # scalar; the caller multiplies by lambda
-    "The gradient penalty with one slope for all scales together: (|dD/d(all pictures)| - 1)^2 (Gulrajani 2017, equation 3)."
+) -> Tensor: # scalar; the caller multiplies by lambda
+    """The gradient penalty with one slope for all scales together: (|dD/d(all pictures)| - 1)^2
+    (Gulrajani 2017, equation 3)."""
     a = torch.rand(len(reals[0]), 1, 1, 1, generator=generator, device=reals[0].device)
-    between = [(x + a*(x_hat - x)).detach().requires_grad_(True) for x, x_hat in zip(reals, fakes)]
+    between = [x + a*(x_hat - x) for x, x_hat in zip(reals, fakes)]
+    between = [x.detach().requires_grad_(True) for x in between]
     slopes = torch.autograd.grad(D(between).sum(), between, create_graph=True)
-    return ((sum(s.flatten(1).square().sum(1) for s in slopes) + 1e-12).sqrt() - 1).square().mean()
+    squares = sum(s.flatten(1).square().sum(1) for s in slopes)
+    return ((squares + 1e-12).sqrt() - 1).square().mean()
 
 # %% ../../nbs/12b_multiscale.ipynb #c016
 def msg_phases(
@@ -71,15 +81,17 @@ def msg_phases(
     weight:float=10., # of `gp_scales`, which joins D's loss and its one backward pass; 0: none
     d_rounds:int=1, # how often D moves in one step
     after_D:Callable|None=None # called after each step of D
-)->list: # of phases
+) -> list: # of phases
     "The two-player game over all scales. Whatever else looks at G sees one picture, as ever."
     def fakes(b): return b.once('fake', lambda: G(b.z, scales=True), G)
     def D_move(b):
-        x, x_hat = b.once('scales', lambda: pyramid(b.x)), [s.detach().float() for s in fakes(b)]
+        x = b.once('scales', lambda: pyramid(b.x))
+        x_hat = [s.detach().float() for s in fakes(b)]
         real, fake = D(x).float(), D(x_hat).float()
         loss, parts = d_loss(real, fake), logit_stats(real, fake)
         if not weight: return loss, parts
-        with torch.autocast(b.x.device.type, enabled=False): extra = weight*gp_scales(D, x, x_hat, b.generator)
+        with torch.autocast(b.x.device.type, enabled=False):
+            extra = weight*gp_scales(D, x, x_hat, b.generator)
         return loss + extra, parts | dict(penalty=extra.detach())
     def G_move(b): return g_loss(D(fakes(b)).float()), {}
     return [Phase('D', (D,), opt_D, D_move, after=after_D)]*d_rounds + [Phase('G', (G,), opt_G, G_move)]
@@ -90,11 +102,15 @@ def start_from(
     folder:str|Path, # run folder of step 2
     names:tuple=('G', 'mixture') # what to take over; without 'G', G starts from nothing
 ):
-    "Put what step 2 left into the networks of step 3. Raises ValueError where there is no such run, or one of other networks."
+    """Put what step 2 left into the networks of step 3. Raises ValueError where there is no such run,
+    or one of other networks."""
     tensors, _ = read_tensors(Path(folder)/'last.safetensors')
     for name in set(names) & set(nets):
-        try: nets[name].load_state_dict(unflatten(tensors, f'{name}_ema') or unflatten(tensors, name))
-        except RuntimeError: raise ValueError(f'{folder} holds another {name}; pre-train with the same size, nz, ngf, norm and components') from None
+        saved = unflatten(tensors, f'{name}_ema') or unflatten(tensors, name)
+        try: nets[name].load_state_dict(saved)
+        except RuntimeError:
+            raise ValueError(f'{folder} holds another {name}; pre-train with the same size, nz, ngf, '
+                             'norm and components') from None
 
 # %% ../../nbs/12b_multiscale.ipynb #c020
 @dataclass(frozen=True)
@@ -126,8 +142,8 @@ class PokeGAN2Recipe(PokeGAN2Fields):
 
     def build(self) -> dict: # on the CPU
         "G, the mixture where there is one, and D."
-        D = (MultiScaleDiscriminator if self.msg else conv_discriminator)(self.size, self.ndf, self.d_norm)
-        return super().build() | dict(D=D)
+        make = MultiScaleDiscriminator if self.msg else conv_discriminator
+        return super().build() | dict(D=make(self.size, self.ndf, self.d_norm))
 
     def begin(self, nets:dict, images, *, seed:int=0, folder=None, team=SOLO):
         if self.pretrained and folder: start_from(nets, Path(folder)/'pretrain')
@@ -141,40 +157,56 @@ class PokeGAN2Recipe(PokeGAN2Fields):
 
     def phases(self, nets:dict) -> list:
         "D's moves and G's."
-        G, D, (d, g) = nets['G'], nets['D'], PAIRS[self.loss]
-        opts = [optimiser(self.opt, net, lr, self.betas) for net, lr in ((G, self.g_lr or self.lr), (D, self.lr))]
-        common = dict(d_rounds=self.d_rounds, after_D=(lambda: clip_weights(D, self.clip)) if self.clip else None)
-        if self.msg: return msg_phases(G, D, *opts, d, g, weight=self.penalty_weight if self.penalty else 0., **common)
-        return gan_phases(G, D, *opts, d, g, paired=g in PAIRED, penalty=self.slope_penalty if self.penalty else None, **common)
+        G, D, (d_loss, g_loss) = nets['G'], nets['D'], PAIRS[self.loss]
+        opt_G = optimiser(self.opt, G, self.g_lr or self.lr, self.betas)
+        opt_D = optimiser(self.opt, D, self.lr, self.betas)
+        def clip(): clip_weights(D, self.clip)
+        game = G, D, opt_G, opt_D, d_loss, g_loss
+        common = dict(d_rounds=self.d_rounds, after_D=clip if self.clip else None)
+        if self.msg:
+            return msg_phases(*game, weight=self.penalty_weight if self.penalty else 0., **common)
+        penalty = self.slope_penalty if self.penalty else None
+        return gan_phases(*game, paired=g_loss in PAIRED, penalty=penalty, **common)
 
 # %% ../../nbs/12b_multiscale.ipynb #c020d
 def _steps_before(self:PokeGAN2Recipe, images) -> list: # (folder, recipe, share of the minutes)
-    "What comes before the GAN: an encoder, by names where the pictures have some, and a generator that paints."
+    "What comes before: an encoder, by names where the pictures have some, and a generator that paints."
     if not self.pretrained: return []
-    name = self.encoder if {'species', 'name'} & images.labels.keys() else 'encoder-rotnet'
-    encoder = replace(next(r for r in ENCODER_RECIPES if r.name == name), size=self.size)
-    return [('encoder', encoder, self.encoder_share), ('pretrain', self.pretrain(), self.pretrain_share)]
+    named = {'species', 'name'} & images.labels.keys()
+    name = self.encoder if named else 'encoder-rotnet'
+    encoder = next(r for r in ENCODER_RECIPES if r.name == name)
+    return [('encoder', replace(encoder, size=self.size), self.encoder_share),
+            ('pretrain', self.pretrain(), self.pretrain_share)]
 
+def _fit_before(r:Recipe, images, at:Path, budget:dict, how:dict) -> dict: # budget it had
+    "Steps 1 and 2 in a folder of their own, begun, taken up again or left as they are."
+    was = how['team'].broadcast_object(lambda: read_info(at) if (at/'run.json').exists() else None)
+    budget = was['budget'] if was else budget
+    done = was and 'test' in was and was['stopped'] != 'interrupted'
+    if not done: r.fit(images, at, budget, again=bool(was), **how)
+    if read_info(at)['stopped'] == 'interrupted': raise KeyboardInterrupt
+    return budget
+
+# %% ../../nbs/12b_multiscale.ipynb #all3
 def train_pokegan2(
-    self:PokeGAN2Recipe, images, folder:str|Path, budget:dict, *, again:bool=False, team=SOLO, **how # as in `fit_run`
+    self:PokeGAN2Recipe, images, folder:str|Path, budget:dict,
+    *,
+    again:bool=False, team=SOLO, **how # as in `fit_run`
 ):
-    "All three steps: an encoder in folder/encoder, a generator that paints in folder/pretrain, then the GAN."
-    folder, spent, how = Path(folder), 0., dict(how, team=team)
-    if not again and not team.rank(): write_plan(self, images, folder, budget, how)
+    "All three: an encoder in folder/encoder, a generator that paints in folder/pretrain, then the GAN."
+    folder, how = Path(folder), dict(how, team=team)
+    if not again and not team.rank(): _write_plan(self, images, folder, budget, how)
+    minutes, spent = budget['minutes'], 0.
     for name, r, share in self.steps_before(images):
-        at = folder/name
-        was = team.broadcast_object(lambda: read_info(at) if (at/'run.json').exists() else None)
-        mine = was['budget'] if was else budget | dict(minutes=budget['minutes'] and share*budget['minutes'])
-        done = was and 'test' in was and was['stopped'] != 'interrupted'
-        if not done: r.fit(images, at, mine, again=bool(was), **how)
-        if read_info(at)['stopped'] == 'interrupted': raise KeyboardInterrupt
+        mine = _fit_before(r, images, folder/name, budget | dict(minutes=minutes and share*minutes), how)
         spent += mine['minutes'] or 0.
     return fit_run(self, images, folder, budget | dict(before=spent), again=again, **how)
 
-def write_plan(r:Recipe, images, folder:Path, budget:dict, how:dict):
+def _write_plan(r:Recipe, images, folder:Path, budget:dict, how:dict):
     "The plan comes first: what is stopped in step 1 can go on as well."
     folder.mkdir(parents=True, exist_ok=True)
-    plan = dict(recipe=to_plain(r), data=how.get('data') or describe(images), budget=budget, seed=how.get('seed', 0))
+    data, seed = how.get('data') or describe(images), how.get('seed', 0)
+    plan = dict(recipe=to_plain(r), data=data, budget=budget, seed=seed)
     info = dict(schema=1, **plan, step=0, images=0, seconds=0., stopped='', notes=[])
     with replacing(folder/'run.json') as p: p.write_text(json.dumps(info, indent=1), encoding='utf-8')
 
@@ -182,14 +214,16 @@ PokeGAN2Recipe.steps_before, PokeGAN2Recipe.fit = _steps_before, train_pokegan2
 
 # %% ../../nbs/12b_multiscale.ipynb #c021
 _gp = dict(loss='wgan', penalty='gp', d_rounds=2, lr=2e-4, g_lr=5e-5, betas=(0., 0.9), ema=0.998,
-    differs="D moves twice in a step, not five times, and G at a quarter of D's rate, because G has learned already")
-_all = 'each latent from its own component; the original names no rates: these are those of the paper of the loss'
+    differs="D moves twice in a step, not five times, and G at a quarter of D's rate, "
+            'because G has learned already')
+_all = ('each latent from its own component; '
+        'the original names no rates: these are those of the paper of the loss')
 POKEGAN2_RECIPES = (
     PokeGAN2Recipe('pokegan2-dcgan', 'system 5, step 3 with the loss of DCGAN', _all,
         lr=2e-4, betas=(0.5, 0.999), d_norm='batch', ema=0.998),
     PokeGAN2Recipe('pokegan2-wgan', 'system 5, step 3 with the loss of WGAN', _all,
         loss='wgan', opt='rmsprop', clip=0.01, d_rounds=5, lr=5e-5, d_norm='batch', ema=0.998),
     PokeGAN2Recipe('pokegan2-wgangp', 'system 5, step 3 with the loss of WGAN-GP', **_gp),
-    PokeGAN2Recipe('pokegan2-msg', 'system 5, step 3 with WGAN-GP and multi-scale gradients (Karnewar and Wang 2020)',
-        msg=True, **_gp),
+    PokeGAN2Recipe('pokegan2-msg', msg=True, **_gp,
+        source='system 5, step 3 with WGAN-GP and multi-scale gradients (Karnewar and Wang 2020)'),
 )

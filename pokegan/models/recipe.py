@@ -26,7 +26,7 @@ from ..training.health import HealthCB
 from ..training.losses import PAIRS
 from ..training.schedules import linear, ScheduleCB
 from ..training.trainer import Trainer
-from ..metrics.tracking import KIDCB
+from ..metrics.tracking import CurvesCB, CurvesPictureCB, KIDCB
 
 # %% ../../nbs/09c_recipe.ipynb #c007
 SIZES = (16, 32, 64, 128, 256) # px: sides that halve down to 4
@@ -34,26 +34,27 @@ SIZES = (16, 32, 64, 128, 256) # px: sides that halve down to 4
 def _check_field(r, k:str, kind:type): # recipe, field, its type
     "Raises ValueError, one line, where the field has a wrong type or is out of its range."
     v = getattr(r, k)
-    if not isinstance(v, (int, float) if kind is float else kind):
-        raise ValueError(f'{k} is {v!r}; it must be of type {kind.__name__}')
+    def no(wanted): raise ValueError(f'{k} is {v!r}; it must be {wanted}')
+    if not isinstance(v, (int, float) if kind is float else kind): no(f'of type {kind.__name__}')
     if k in r.choices: one_of(k, v, r.choices[k])
-    if kind in (int, float) and not 0 <= v < math.inf:
-        raise ValueError(f'{k} is {v}; it must be a finite number, 0 or more')
-    if k in r.at_least_1 and v < 1: raise ValueError(f'{k} is {v}; it must be 1 or more')
-    if k in r.at_most and v > r.at_most[k]: raise ValueError(f'{k} is {v}; it must be {r.at_most[k]} or less')
-    if k in r.below_1 and not all(0 <= b < 1 for b in (v if kind is tuple else [v])):
-        raise ValueError(f'{k} is {v}; it must be in [0, 1)')
+    if kind in (int, float) and not 0 <= v < math.inf: no('a finite number, 0 or more')
+    if k in r.at_least_1 and v < 1: no('1 or more')
+    if k in r.at_most and v > r.at_most[k]: no(f'{r.at_most[k]} or less')
+    shares = v if kind is tuple else [v]
+    if k in r.below_1 and not all(0 <= b < 1 for b in shares): no('in [0, 1)')
 
-def _check_game(r): # recipe
-    "What fields must not be together, in whichever family they stand. Raises ValueError, one line."
+def _check_game(r): # what fields must not be together, in whichever family they stand
     if len(r.betas) != 2: raise ValueError(f'betas is {r.betas}; it must be two numbers')
     if getattr(r, 'diffaug', ''): diffaugment(r.diffaug)
     if getattr(r, 'penalty', '') and r.norm_of_D == 'batch':
-        raise ValueError("a penalty looks at D's slope for each picture alone; give d_norm='none' or 'group'")
+        raise ValueError("a penalty looks at D's slope for each picture alone; "
+                         "give d_norm='none' or 'group'")
 
 # %% ../../nbs/09c_recipe.ipynb #c009
 SOLO = SimpleNamespace(rank=lambda: 0, broadcast_object=lambda make: make(), wrap_callbacks=list)
 FAMILIES = {} # family -> class, each entered by its definition
+
+def _unsaid(r, what:str): raise NotImplementedError(f'{type(r).__name__} does not say {what}')
 
 class _Family:
     "The questions that a game answers, and the answers of those that have nothing special to say."
@@ -75,14 +76,20 @@ class _Family:
     def norm_of_D(self) -> str: return getattr(self, 'd_norm', '') or getattr(self, 'norm', 'none')
 
     def check(self): "What a family knows of its own fields. Raises ValueError."
-    def build(self) -> dict: raise NotImplementedError(f'{type(self).__name__} does not say which networks it has')
-    def phases(self, nets:dict) -> list: raise NotImplementedError(f'{type(self).__name__} does not say what a step is')
+    def build(self) -> dict: _unsaid(self, 'which networks it has')
+    def phases(self, nets:dict) -> list: _unsaid(self, 'what a step is')
     def offline(self): return self # the same networks, built without any download
-    def helpers(self, folder) -> dict: return {} # frozen networks by name, from folders beside this one
-    def begin(self, nets:dict, images, *, seed:int=0, folder=None, team=SOLO): "Fill what depends on the pictures."
-    def sets(self, images, seed:int=0) -> tuple: return self, dict(train=images), {} # …, what run.json holds besides
+    def helpers(self, folder) -> dict: return {} # frozen networks by name, from folders beside it
+    def begin(self, nets, images, *, seed=0, folder=None, team=SOLO): "Fill what pictures decide."
+    def sets(self, images, seed=0) -> tuple: return self, dict(train=images), {} # …, facts for run.json
     def change_reals(self) -> Callable|None: return None # (x, generator) -> x
-    def fit(self, images, folder, budget:dict, **how): return fit_run(self, images, folder, budget, **how)
+    def schedule(self) -> Callable|None: # progress -> factor of the learning rate
+        return partial(linear, share=self.lr_decay) if self.lr_decay else None
+    def callbacks(self, nets:dict, folder:Path|None, sets:dict) -> list: # nets: helpers too
+        "What happens on the way besides the common things."
+        factor = self.schedule()
+        return [ScheduleCB(factor)] if factor else []
+    def fit(self, images, folder, budget, **kw): return fit_run(self, images, folder, budget, **kw)
 
 # %% ../../nbs/09c_recipe.ipynb #c010
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ class Recipe(_Family):
     latent:str = 'normal' # 'normal' or 'uniform'
     batch:int = 64 # images in a batch
     lr:float = 2e-4 # learning rate
-    lr_decay:float = 0. # last share of the budget, in which the learning rate falls to 0; 0: it never does
+    lr_decay:float = 0. # last share of the budget, in which lr falls to 0; 0: it never does
     betas:tuple = (0.5, 0.999) # Adam's memories
     ema:float = 0. # decay of G's moving average; 0: none
     amp:bool = True # bfloat16 where the processor has it
@@ -108,128 +115,119 @@ class Recipe(_Family):
         _check_game(self)
         self.check()
 
-    def networks(self, seed:int|None=None) -> dict: # on the CPU; with a seed the global generator is left alone
+    def networks(self, seed:int|None=None) -> dict: # on the CPU; a seed leaves the global one alone
         "New networks of this recipe, by the names that checkpoints use."
         return self.build() if seed is None else seeded(seed, self.build)
 
     def prior(self, nets:dict) -> Callable: # (n, generator, noise) -> z (n,nz)
-        "Where latents come from; `noise` replaces the named distribution (lesson 14a gives one without tails)."
+        "Where latents come from; `noise` replaces the named distribution (lesson 14a does so)."
         def draw(n, generator, noise=None):
             return (noise or LATENTS[self.latent])(n, self.nz, generator, generator.device)
         draw.latent = self.latent
         return draw
 
-    def schedule(self) -> Callable|None: # progress -> factor of the learning rate
-        return partial(linear, share=self.lr_decay) if self.lr_decay else None
-
-    def callbacks(self, nets:dict, folder:Path|None, sets:dict) -> list: # nets: helpers too; sets: as from `sets`
-        "What happens on the way besides the common things."
-        factor = self.schedule()
-        return [ScheduleCB(factor)] if factor else []
-
     def check_requirements(self):
         "Raises ImportError, one line, where a package is missing."
         for extra, packages in self.needs.items():
             if all(map(find_spec, packages)): continue
-            raise ImportError(f'{self.name} needs {" and ".join(packages.values())}: '
-                              f'pip install "pokegan[{extra}]", or in a clone pip install ".[{extra}]"')
+            wanted, how = ' and '.join(packages.values()), f'pip install "pokegan[{extra}]"'
+            raise ImportError(f'{self.name} needs {wanted}: {how}, or in a clone pip install ".[{extra}]"')
 
 # %% ../../nbs/09c_recipe.ipynb #c016
-RENAMED = dict(look='backbone', look_size='resolution', closer='zoom_share') # fields of version 0.1.0 -> of today
+RENAMED = dict(look='backbone', look_size='resolution', closer='zoom_share') # 0.1.0 -> today
 
-def to_plain(r:Recipe) -> dict: return dict(family=r.family, **asdict(r)) # a recipe as run.json holds it
+def to_plain(r:Recipe) -> dict: return dict(family=r.family, **asdict(r)) # as run.json holds it
 
-def from_plain(
-    plain:dict # what `to_plain` wrote, perhaps an earlier version
-) -> Recipe:
-    "The recipe of a run.json. Raises ValueError where no such family is known here, or no such field."
+def from_plain(plain:dict) -> Recipe: # plain: what `to_plain` wrote, perhaps an earlier version
+    "The recipe of a run.json. ValueError where no such family is known here, or no such field."
     values = {RENAMED.get(k, k): v for k, v in plain.items() if k != 'family'}
     family = plain.get('family', 'gan')
     if family not in FAMILIES:
         raise ValueError(f'its recipe is of the family {family!r}; import the file that defines it first')
-    known = {f.name for f in fields(FAMILIES[family])}
-    if strange := sorted(values.keys() - known): raise ValueError(f'its recipe has {strange[0]}, which no {family} has here')
+    strange = sorted(values.keys() - {f.name for f in fields(FAMILIES[family])})
+    if strange: raise ValueError(f'its recipe has {strange[0]}, which no {family} has here')
     return FAMILIES[family](**values)
 
-def read_info(
-    folder:str|Path # of a run
-) -> dict: # what stands in run.json
-    "run.json of a run folder. Raises ValueError where it is missing, cannot be read, or was written by something else."
+def read_info(folder:str|Path) -> dict: # what stands in a run's run.json
+    "run.json of a run folder. ValueError where it is missing, unreadable, or something else's."
     path = Path(folder)/'run.json'
     try: info = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
-        raise ValueError(f'{folder} is not a run folder (no run.json); runs are made by `pokegan train`') from None
+        why = 'is not a run folder (no run.json); runs are made by `pokegan train`'
+        raise ValueError(f'{folder} {why}') from None
     except ValueError: raise ValueError(f'{path} cannot be read; is it from `pokegan train`?') from None
     try:
         if info['schema'] != 1: raise ValueError(f'it has the schema {info["schema"]}')
         from_plain(info['recipe'])
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         why = e if isinstance(e, ValueError) else 'something is missing in it'
-        made = info.get('versions', {}).get('pokegan', 'unknown') if isinstance(info, dict) else 'unknown'
-        raise ValueError(f'{path} is of another version ({why}); open it with the pokegan that made it: {made}') from None
+        versions = info.get('versions', {}) if isinstance(info, dict) else {}
+        made = f'open it with the pokegan that made it: {versions.get("pokegan", "unknown")}'
+        raise ValueError(f'{path} is of another version ({why}); {made}') from None
     return info
 
 # %% ../../nbs/09c_recipe.ipynb #c019
 def make_trainer(
-    r:Recipe, images:Images, seed:int=0, device=None,
-    *,
+    r:Recipe, images:Images, seed:int=0, device=None, *,
     helpers:dict|None=None,   # as from `r.helpers`
     folder:Path|None=None,    # of the run
     again:bool=False,         # a saved state comes next, so nothing is begun
     team=SOLO                 # who works together: SOLO, or the module `distributed` (lesson 12c)
 ) -> Trainer:
-    "Networks, phases and optimisers of a recipe, ready to fit; EMA included where the recipe asks for it."
+    "Networks, phases and optimisers of a recipe, ready to fit; with EMA where it asks for that."
     if images.size != r.size:
-        raise ValueError(f'the images are {images.size} px and the recipe {r.size}: prepare them with --size {r.size}')
-    device, callbacks = pick_device(device), []
+        sizes = f'the images are {images.size} px and the recipe {r.size}'
+        raise ValueError(f'{sizes}: prepare them with --size {r.size}')
+    device = pick_device(device)
     helpers = {k: m.to(device) for k, m in (helpers or {}).items()}
     nets = {k: m.to(device, memory_format=torch.channels_last) for k, m in r.networks(seed).items()}
     if not again: r.begin(nets | helpers, images, seed=seed, folder=folder, team=team)
     phases = r.phases(nets | helpers)
-    if r.ema:
-        callbacks.append(EMACB(nets['G'], r.ema))
-        nets['G_ema'] = callbacks[0].ema
+    callbacks = [EMACB(nets['G'], r.ema)] if r.ema else []
+    if r.ema: nets['G_ema'] = callbacks[0].ema
     return Trainer(nets, phases, images, r.prior(nets), r.batch, seed=seed, callbacks=callbacks,
                    augment=r.change_reals(), device=device, bf16=None if r.amp else False)
 
-# %% ../../nbs/09c_recipe.ipynb #c022
-def describe(images:Images) -> dict: # the data, as run.json names them
-    return dict(source=images.source, size=images.size, n=len(images), fingerprint=images.fingerprint)
+# %% ../../nbs/09c_recipe.ipynb #c022a
+def describe(x:Images) -> dict: # the data, as run.json names them
+    return dict(source=x.source, size=x.size, n=len(x), fingerprint=x.fingerprint)
 
 def _watchers(t:Trainer, folder:Path, budget:dict, images:Images, extract:Callable|None) -> list:
     "Callbacks that look at G, where there is one."
     G = t.nets.get('G_ema', t.nets.get('G'))
     if G is None: return []
-    looks = [HealthCB(G, t.prior, stop=budget.get('stop_on_trouble', False), seed=t.seed), GridCB(folder, G, t.prior, seed=t.seed)]
-    if extract: looks.append(KIDCB(folder, G, t.prior, images, extract, seed=t.seed))
-    return looks
+    stop = budget.get('stop_on_trouble', False)
+    looks = [HealthCB(G, t.prior, stop=stop, seed=t.seed), GridCB(folder, G, t.prior, seed=t.seed)]
+    if not extract: return looks
+    curves = CurvesCB(G, t.prior, images, extract, seed=t.seed)
+    return [*looks, KIDCB(folder, G, t.prior, images, extract, seed=t.seed), curves]
 
+# %% ../../nbs/09c_recipe.ipynb #c022
 def fit_run(
     r:Recipe, images:Images,
-    folder:str|Path,     # of the run
-    budget:dict,         # steps, minutes, epochs: at least one; perhaps stop_on_trouble, save_every, track, before
-    *,
-    data:dict|None=None, # what run.json says of the images; default as `describe`
-    seed:int=0, device=None,
-    progress:bool=True,  # show a bar
-    extract:Callable|None=None,   # the features that track KID, where they do
-    again:bool=False,             # begin from state.safetensors
-    callbacks:Sequence=(),        # more of them
-    team=SOLO                     # as in `make_trainer`
+    folder:str|Path,# of the run
+    budget:dict,    # steps, minutes, epochs: one or more; stop_on_trouble, save_every, track, before
+    *, data:dict|None=None, # what run.json says of the images; default as `describe`
+    seed:int=0, device=None, progress:bool=True, # progress: a bar
+    extract:Callable|None=None, # the features that track KID, where they do
+    again:bool=False,           # begin from state.safetensors
+    callbacks:Sequence=(),      # more of them
+    team=SOLO                   # as in `make_trainer`
 ) -> Trainer:
     "Train a recipe into a run folder: trainer, callbacks, fit."
     folder, (r, sets, facts) = Path(folder), r.sets(images, seed)
     images, data = sets['train'], (data or describe(images)) | facts.pop('data', {})
     helpers = r.helpers(folder)
-    t = make_trainer(r, images, seed, device, helpers=helpers, folder=folder, again=again, team=team)
+    how = dict(helpers=helpers, folder=folder, again=again, team=team)
+    t = make_trainer(r, images, seed, device, **how)
     if again: load_state(t, folder/'state.safetensors')
     folder.mkdir(parents=True, exist_ok=True)
     meta = dict(recipe=to_plain(r), data=data, budget=budget, **facts)
-    t.callbacks += [*r.callbacks(t.nets | helpers, folder, sets), *_watchers(t, folder, budget, images, extract)]
-    t.callbacks += [LoadCB(), LogCB(folder), *callbacks]
-    if progress: t.callbacks.append(ProgressCB())
-    t.callbacks += [CheckpointCB(folder, meta, budget.get('save_every')), PictureCB(folder)]
+    t.callbacks += r.callbacks(t.nets | helpers, folder, sets)
+    t.callbacks += [*_watchers(t, folder, budget, images, extract), LoadCB(), LogCB(folder)]
+    t.callbacks += [*callbacks, ProgressCB()] if progress else callbacks
+    t.callbacks += [CheckpointCB(folder, meta, budget.get('save_every')), PictureCB(folder), CurvesPictureCB(folder)]
     t.callbacks = team.wrap_callbacks(sorted(t.callbacks, key=lambda c: c.order))
     minutes = budget.get('minutes')
-    if minutes: minutes = max(minutes - budget.get('before', 0.), .001) # earlier steps have had their share
+    if minutes: minutes = max(minutes - budget.get('before', 0.), .001) # earlier steps had theirs
     return t.fit(budget.get('steps'), minutes, budget.get('epochs'))

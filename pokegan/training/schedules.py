@@ -25,13 +25,14 @@ def cosine(
 ) -> float: # factor of the highest rate, 0 to 1
     "Up in a straight line, down along half a cosine (Loshchilov 2016)."
     if progress < warmup: return progress/warmup
-    return (1 + math.cos(math.pi*min(1., (progress-warmup)/(1-warmup))))/2
+    along = min(1., (progress-warmup)/(1-warmup))
+    return (1 + math.cos(math.pi*along))/2
 
 # %% ../../nbs/09b_schedules.ipynb #c010
 class ScheduleCB(Callback):
-    "All learning rates follow a factor of the trainer's progress; the first one stands in the log as `lr`."
+    "All learning rates follow a factor of the trainer's progress; the first is logged as `lr`."
     def __init__(self,
-        factor:Callable, # progress from 0 to 1 -> factor of the rates that the optimisers were built with
+        factor:Callable, # progress from 0 to 1 -> factor of the rates that optimisers were built with
         least:float=0.   # the factor is never below this
     ): self.factor, self.least = factor, least
 

@@ -23,16 +23,18 @@ from ..data.images import Images, to_float
 class Phase:
     "One player's move: who learns, with which optimiser, from which loss."
     name: str                    # prefix in the log: 'D', 'G', 'GE'
-    nets: tuple                  # the modules that learn; every other module of the game is frozen meanwhile
+    nets: tuple                  # the modules that learn; all others are frozen meanwhile
     opt: torch.optim.Optimizer   # owns exactly the parameters of `nets`
     loss: Callable               # batch -> (scalar to minimise, {name: detached scalar to log})
     every: int = 1               # runs when step % every == 0
-    after: Callable|None = None  # called without arguments once the optimiser has stepped (WGAN clips here)
+    after: Callable|None = None  # called () once the optimiser has stepped (WGAN clips here)
 
 # %% ../../nbs/05_training.ipynb #c012
 class Shuffle:
-    "An endless stream of shuffled epochs: position p is the same index however often you stop and start."
-    def __init__(self, n:int, seed:int): self.n, self.seed, self.epoch, self.perm = n, seed, -1, None
+    "An endless stream of shuffled epochs: position p is the same index wherever you start."
+    def __init__(self, n:int, seed:int):
+        self.n, self.seed = n, seed
+        self.epoch, self.perm = -1, None
 
     def take(self,
         start:int, # position in the stream
@@ -55,7 +57,7 @@ def learning(
     nets:Sequence[nn.Module], # may learn inside the block
     others:Sequence[nn.Module]=() # frozen inside the block
 ):
-    "Parameters of `nets` require gradients in the block, those of `others` do not; afterwards both are as before."
+    "Parameters of `nets` require gradients in the block, those of `others` do not; then both are as before."
     before = [(p, p.requires_grad) for m in (*nets, *others) for p in m.parameters()]
     for m in others: m.requires_grad_(False)
     for m in nets: m.requires_grad_(True)
@@ -80,7 +82,7 @@ class Batch:
         self.memo = {k: v for k, v in self.memo.items() if not set(v[1]) & set(nets)}
 
     def once(self, key:str, make:Callable, *nets:nn.Module):
-        "`make()`, with `nets` differentiable, remembered until one of them learns or the batch is redrawn."
+        "`make()`, with `nets` differentiable; kept until one of them learns or the batch is redrawn."
         if key not in self.memo:
             with learning(nets): self.memo[key] = (make(), nets)
         return self.memo[key][0]
@@ -106,7 +108,8 @@ def check_budget(
     if all(v is None for v in budget.values()):
         raise ValueError('there is no budget; give steps=…, epochs=… or minutes=…')
     for k, v in budget.items():
-        if v is not None and not 0 < v < math.inf: raise ValueError(f'{k} is {v}; it must be a number above 0')
+        if v is not None and not 0 < v < math.inf:
+            raise ValueError(f'{k} is {v}; it must be a number above 0')
 
 class Callback:
     "Something that happens around steps. Override what you need; each hook gets the trainer."
@@ -128,7 +131,7 @@ class Trainer:
         *,
         seed:int=0,            # all randomness follows from it
         callbacks:Sequence[Callback]=(), # called in this order
-        augment:Callable|None=None, # (x, generator) -> x, on reals alone: it changes the data, and G learns that too
+        augment:Callable|None=None, # (x, generator) -> x, on reals alone: G learns the changed data
         device=None,           # default: the best there is
         bf16:bool|None=None    # mixed precision; default: where the hardware has it
     ):
@@ -139,14 +142,16 @@ class Trainer:
         self.seed, self.callbacks = seed, list(callbacks)
         self.bf16 = has_bf16(self.device) if bf16 is None else bf16
         self.rank, self.world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-        self.generator, self.shuffle = torch.Generator(self.device), Shuffle(len(images), mix_seed(seed, 1))
+        self.generator = torch.Generator(self.device)
+        self.shuffle = Shuffle(len(images), mix_seed(seed, 1))
         names = [p.name for p in self.phases]
         self.draws = max(map(names.count, names), default=1)
         self.learners = list({id(m): m for p in self.phases for m in p.nets}.values())
         for m in nets.values(): m.to(self.device, memory_format=torch.channels_last).train()
         self.step, self.seconds, self.stop = 0, 0., ''
         self.steps, self.minutes = None, None  # the budget, which `fit` is given
-        self.logs, self.metrics, self.notes = {}, {}, []  # on the device; on the host; lines for run.json
+        self.logs, self.metrics = {}, {}  # on the device; on the host
+        self.notes = []  # lines for run.json
 
     @property
     def images_seen(self) -> int: return self.step*self.draws*self.batch_size*self.world
@@ -155,7 +160,7 @@ class Trainer:
         "Which images this step's `draw`-th draw takes."
         at = ((self.step*self.draws + draw)*self.world + self.rank)*self.batch_size
         idx = self.shuffle.take(at, self.batch_size)
-        return idx.pin_memory() if self.device.type == 'cuda' else idx  # so that its copy need not wait
+        return idx.pin_memory() if self.device.type == 'cuda' else idx  # then its copy need not wait
 
     def reals(self, idx:Tensor) -> Tensor: # (b,3,h,w) in [-1,1]
         "These real images, on the device."
@@ -204,7 +209,7 @@ class Trainer:
         minutes:float|None=None, # … or this many minutes, whichever comes first
         epochs:float|None=None   # … or so many passes through the data
     ) -> 'Trainer':
-        "Train until the budget is used up, a callback sets `stop`, or you interrupt. ValueError without a budget."
+        "Train until the budget is used up, a callback sets `stop`, or you interrupt."
         check_budget(steps, minutes, epochs)
         if epochs: steps = min(self.steps_in(epochs), steps or math.inf)
         self.steps, self.minutes, self.stop = steps, minutes, ''
@@ -231,7 +236,7 @@ def adam(
     *nets:nn.Module, # already on their device
     lr:float=2e-4, betas:tuple=(0.5, 0.999), weight_decay:float=0.
 ) -> torch.optim.Adam:
-    "Adam over the parameters of all `nets`, its whole update in one kernel where the device has one."
+    "Adam over the parameters of all `nets`, in one kernel where the device has one."
     params = [p for net in nets for p in net.parameters()]
     fused = params[0].device.type in ('cpu', 'cuda')
     return torch.optim.Adam(params, lr, betas, weight_decay=weight_decay, fused=fused)
@@ -242,7 +247,8 @@ def optimiser(
     lr:float, betas:tuple, weight_decay:float=0. # betas are Adam's alone
 ) -> torch.optim.Optimizer:
     "A recipe's optimiser for one network, all updates in one kernel."
-    if opt == 'rmsprop': return torch.optim.RMSprop(net.parameters(), lr, weight_decay=weight_decay, foreach=True)
+    if opt == 'rmsprop':
+        return torch.optim.RMSprop(net.parameters(), lr, weight_decay=weight_decay, foreach=True)
     return adam(net, lr=lr, betas=betas, weight_decay=weight_decay)
 
 def logit_stats(
@@ -263,12 +269,12 @@ def gan_phases(
     *,
     d_rounds:int=1, g_rounds:int=1, # how often each player moves in one step
     after_D:Callable|None=None,     # called after each step of D
-    paired:bool=False,              # g_loss takes (fake logits, real logits), as relativistic losses do
-    targets:Callable|None=None,     # (n, generator, device) -> targets of reals, and of fakes, for d_loss
-    augment:Callable|None=None,     # (x, generator) -> x, differentiable; on all that D sees, reals and fakes
-    penalty:Callable|None=None      # (D, x_real, x_fake, generator) -> scalar, weighted; added to D's loss
+    paired:bool=False,              # g_loss takes (fake, real logits), as relativistic losses do
+    targets:Callable|None=None,     # (n, generator, device) -> targets of reals, of fakes
+    augment:Callable|None=None,     # (x, generator) -> x, differentiable; on all that D sees
+    penalty:Callable|None=None      # (D, x_real, x_fake, generator) -> scalar, of D's loss
 ) -> list: # of phases
-    "The two-player game: D learns to tell, then G learns to fool. Both look at the same fake batch."
+    "The two-player game: D learns to tell, then G to fool. Both look at the same fake batch."
     def fakes(b): return b.once('fake', lambda: G(b.z), G)
     def seen(x, b): return augment(x, b.generator) if augment else x
     def D_move(b):
@@ -283,7 +289,8 @@ def gan_phases(
     def G_move(b):
         fake = D(seen(fakes(b), b)).float()
         return (g_loss(fake, D(seen(b.x, b)).float()) if paired else g_loss(fake)), {}
-    return [Phase('D', (D,), opt_D, D_move, after=after_D)]*d_rounds + [Phase('G', (G,), opt_G, G_move)]*g_rounds
+    first, then = Phase('D', (D,), opt_D, D_move, after=after_D), Phase('G', (G,), opt_G, G_move)
+    return [first]*d_rounds + [then]*g_rounds
 
 # %% ../../nbs/05_training.ipynb #c040
 def split_gan_phases(
