@@ -30,29 +30,34 @@ from .recipe import fit_run, from_plain, make_trainer, Recipe
 # %% ../../nbs/11b_encoder.ipynb #c007
 def resnet(
     pretrained:bool=False # ImageNet's weights, downloaded once (83 MB); else fresh ones
-)->nn.Module: # torchvision's ResNet-34
-    "The network of He 2015. Raises ImportError without torchvision, and OSError, one line, when the weights cannot be fetched."
+) -> nn.Module: # torchvision's ResNet-34
+    """The network of He 2015. Raises ImportError without torchvision,
+    and OSError, one line, when the weights cannot be fetched."""
     try: from torchvision.models import ResNet34_Weights, resnet34
-    except ImportError: raise ImportError('the encoder needs torchvision: pip install "pokegan[encoder]"') from None
-    weights, patience = ResNet34_Weights.IMAGENET1K_V1 if pretrained else None, socket.getdefaulttimeout()
+    except ImportError:
+        raise ImportError('the encoder needs torchvision: pip install "pokegan[encoder]"') from None
+    weights = ResNet34_Weights.IMAGENET1K_V1 if pretrained else None
+    patience = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(30) # seconds of silence
         return resnet34(weights=weights)
     except (OSError, RuntimeError) as e: # no network, a full disk, a cut download
-        raise OSError(f'the ImageNet weights of ResNet-34 cannot be fetched ({e.__class__.__name__}); put {weights.url} into '
-                      f'{torch.hub.get_dir()}/checkpoints, or train from scratch with pretrained=False') from None
+        home = f'{torch.hub.get_dir()}/checkpoints'
+        raise OSError(f'the ImageNet weights of ResNet-34 cannot be fetched ({e.__class__.__name__}); '
+                      f'put {weights.url} into {home}, '
+                      'or train from scratch with pretrained=False') from None
     finally: socket.setdefaulttimeout(patience)
 
 # %% ../../nbs/11b_encoder.ipynb #c013
 def sprite_stem(
     m:nn.Module # a torchvision ResNet
-)->nn.Sequential: # (b,3,h,w) -> (b,64,h/2,w/2)
+) -> nn.Sequential: # (b,3,h,w) -> (b,64,h/2,w/2)
     "The middle 3x3 of its first filters, stride 2, and no pooling."
     conv = nn.Conv2d(3, 64, 3, 2, 1, bias=False)
     with torch.no_grad(): conv.weight.copy_(m.conv1.weight[:, :, 2:5, 2:5])
     return nn.Sequential(conv, m.bn1, m.relu)
 
-def imagenet_stem(m:nn.Module)->nn.Sequential: # (b,3,h,w) -> (b,64,h/4,w/4)
+def imagenet_stem(m:nn.Module) -> nn.Sequential: # (b,3,h,w) -> (b,64,h/4,w/4)
     "As it came: 7x7, stride 2, and a pooling of stride 2."
     return nn.Sequential(m.conv1, m.bn1, m.relu, m.maxpool)
 
@@ -60,10 +65,10 @@ STEMS = dict(sprite=sprite_stem, imagenet=imagenet_stem)
 
 # %% ../../nbs/11b_encoder.ipynb #c017
 class Encoder(nn.Module):
-    "ResNet-34 up to an embedding of 512 normalised values, then one linear layer that names classes."
+    "ResNet-34 up to an embedding of 512 normalised values, then a linear layer that names classes."
     def __init__(self,
         n_classes:int,          # classes of the head
-        stem:str='sprite',      # 'sprite' (for 64 px) or 'imagenet' (twice the shrinking, less than half the cost)
+        stem:str='sprite',      # 'sprite' (for 64 px) or 'imagenet' (less than half the cost)
         norm:str='batch',       # of the embedding: 'batch' (without gain and bias) or 'none'
         faithful:bool=False,    # always the statistics of the present batch, as the original does
         pretrained:bool=False,  # start from ImageNet's weights
@@ -71,11 +76,13 @@ class Encoder(nn.Module):
         super().__init__()
         one_of('stem', stem, tuple(STEMS))
         one_of('norm', norm, ('batch', 'none'))
-        m = resnet(pretrained)
-        self.stem, self.stages, self.names = STEMS[stem](m), nn.ModuleList([m.layer1, m.layer2, m.layer3, m.layer4]), ()
-        self.norm = nn.BatchNorm1d(512, affine=False, track_running_stats=not faithful) if norm == 'batch' else nn.Identity()
+        m, bn = resnet(pretrained), dict(affine=False, track_running_stats=not faithful)
+        self.stem, self.names = STEMS[stem](m), ()
+        self.stages = nn.ModuleList([m.layer1, m.layer2, m.layer3, m.layer4])
+        self.norm = nn.BatchNorm1d(512, **bn) if norm == 'batch' else nn.Identity()
         self.head = nn.Linear(512, n_classes)
-        for name, v in dict(mean=(.485, .456, .406), std=(.229, .224, .225)).items(): # of ImageNet, in [0, 1]
+        known = dict(mean=(.485, .456, .406), std=(.229, .224, .225)) # of ImageNet, in [0, 1]
+        for name, v in known.items():
             self.register_buffer(name, torch.tensor(v).view(1, 3, 1, 1), persistent=False)
 
     def look(self, x): # (b,3,h,w) in [-1,1] -> ([five maps, (b,64,…) to (b,512,…)], (b,512))
@@ -85,7 +92,7 @@ class Encoder(nn.Module):
         return maps, self.norm(maps[-1].float().mean((2, 3)))
 
     def embed(self, x): return self.look(x)[1] # (b,3,h,w) in [-1,1] -> (b,512) float32
-    def forward(self, x): return self.head(self.embed(x)) # (b,3,h,w) in [-1,1] -> (b,n_classes) logits
+    def forward(self, x): return self.head(self.embed(x)) # likewise -> (b,n_classes) logits
 
 # %% ../../nbs/11b_encoder.ipynb #c020
 @torch.no_grad()
@@ -93,16 +100,19 @@ def embeddings(
     E:Encoder,
     images:Images,     # n pictures
     batch:int=256      # at a time
-)->Tensor: # (n,512) float32, on the CPU
+) -> Tensor: # (n,512) float32, on the CPU
     "The embedding of each picture, in eval mode; E is left in the mode it was in."
     was, device = E.training, E.head.weight.device
-    try: return torch.cat([E.eval().embed(to_float(images.batch(i, device))).cpu() for i in torch.arange(len(images)).split(batch)])
+    def some(rows): return E.embed(to_float(images.batch(rows, device))).cpu()
+    try:
+        E.eval()
+        return torch.cat([some(rows) for rows in torch.arange(len(images)).split(batch)])
     finally: E.train(was)
 
 # %% ../../nbs/11b_encoder.ipynb #c022
 @dataclass(frozen=True)
 class EncoderRecipe(Recipe):
-    "All that the training of one encoder is made of, as plain values; raises ValueError on a value that cannot work."
+    "All that training an encoder is made of; raises ValueError on a value that cannot work."
     family = 'encoder'
     needs = dict(encoder=dict(torchvision='torchvision', sklearn='scikit-learn'))
     published = ('E',)
@@ -111,7 +121,7 @@ class EncoderRecipe(Recipe):
     nz:int = 512 # values in an embedding
     lr:float = 1e-3 # highest learning rate
     betas:tuple = (0.9, 0.99) # Adam's memories
-    task:str = 'species' # what is learned: 'species' (any column of labels) or 'rotation' (no labels)
+    task:str = 'species' # to learn: 'species' (any column of labels) or 'rotation' (no labels)
     label:str = '' # the column; '': 'species', or 'name'
     classes:int = 0 # of the head; 0: as many as the labels have
     stem_kind:str = 'sprite' # 'sprite' or 'imagenet'
@@ -126,12 +136,13 @@ class EncoderRecipe(Recipe):
     colour:float = 0. # chance of another saturation
 
     def check(self):
-        if self.size < 32:
-            raise ValueError(f'size is {self.size}; it must be 32 px or more, as ResNet-34 halves four or five times')
+        if self.size < 32: raise ValueError(f'size is {self.size}; it must be 32 px or more, '
+                                            'as ResNet-34 halves four or five times')
 
     def build(self) -> dict: # raises ValueError while the number of classes is unknown
         n = 4 if self.task == 'rotation' else self.classes
-        if n < 2: raise ValueError(f'classes is {n}; give classes=…, 2 or more (train_encoder counts them)')
+        if n < 2: raise ValueError(f'classes is {n}; give classes=…, 2 or more '
+                                   '(train_encoder counts them)')
         return dict(E=Encoder(n, self.stem_kind, self.norm, self.faithful, self.pretrained))
 
     def offline(self): return replace(self, pretrained=False)
@@ -140,7 +151,7 @@ class EncoderRecipe(Recipe):
 
 # %% ../../nbs/11b_encoder.ipynb #c022c
 def encoder_sets(r:EncoderRecipe, images:Images, seed:int=0) -> tuple: # as `three_sets`
-    "Train, val and test rows for a recipe's task; for rotations no labels, and val and test in all four directions."
+    "Sets for a recipe's task; for rotations no labels, and val and test in all four directions."
     if r.task == 'species': return three_sets(images, r.label, seed)
     rows = split_rows(images, seed=seed)
     turns = {k: turned(subset(images, rows[k])) for k in ('val', 'test')}
@@ -154,12 +165,15 @@ class ExamCB(Callback):
 
     def after_fit(self, t):
         if t.rank: return
-        with t.autocast(): test = {k: round(v, 5) for k, v in accuracy(self.E, self.images).items()}
-        info = json.loads(self.path.read_text(encoding='utf-8')) | dict(test=test)
-        with replacing(self.path) as p: p.write_text(json.dumps(info, indent=1), encoding='utf-8')
+        with t.autocast(): found = accuracy(self.E, self.images)
+        info = json.loads(self.path.read_text(encoding='utf-8'))
+        info['test'] = {k: round(v, 5) for k, v in found.items()}
+        text = json.dumps(info, indent=1)
+        with replacing(self.path) as p: p.write_text(text, encoding='utf-8')
 
 # %% ../../nbs/11b_encoder.ipynb #c022d
-def _sets(self:EncoderRecipe, images:Images, seed:int=0) -> tuple: # recipe with `classes`, sets, what run.json holds
+def _sets(self:EncoderRecipe, images:Images, seed:int=0) -> tuple:
+    "The recipe with `classes`, its sets, what run.json holds."
     names, sets = encoder_sets(self, images, seed)
     rows = {k: len(s) for k, s in sets.items()}
     return replace(self, classes=len(names)), sets, dict(names=names, data=dict(rows=rows))
@@ -169,13 +183,14 @@ def _phases(self:EncoderRecipe, nets:dict) -> list:
     opt = adam(nets['E'], lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
     return classifier_phases(nets['E'], opt, TASKS[self.task], self.smoothing)
 
-def _callbacks(self:EncoderRecipe, nets:dict, folder, sets:dict) -> list: # sets: held out, with a column 'class'
+def _callbacks(self:EncoderRecipe, nets:dict, folder, sets:dict) -> list: # val, test: with 'class'
     "The schedule, the accuracy on val on the way, and the exam where there is a folder."
-    looks = [ScheduleCB(self.schedule(), least=1e-3), AccuracyCB(nets['E'], sets['val'])]
-    return looks + ([ExamCB(nets['E'], sets['test'], folder)] if folder else [])
+    E = nets['E']
+    looks = [ScheduleCB(self.schedule(), least=1e-3), AccuracyCB(E, sets['val'])]
+    return [*looks, ExamCB(E, sets['test'], folder)] if folder else looks
 
-def _augment(self:EncoderRecipe, x:Tensor, generator:torch.Generator) -> Tensor: # (b,3,h,w) both, in [-1,1]
-    "Changes after which it is still the same species: mirrored, moved on white, more or less colourful."
+def _augment(self:EncoderRecipe, x:Tensor, generator) -> Tensor: # (b,3,h,w), in [-1,1]
+    "Changes that keep the species: mirrored, moved on white, more or less colourful."
     if self.hflip:
         u = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)
         x = torch.where(u < .5, x, x.flip(3))
@@ -193,7 +208,8 @@ ENCODER_RECIPES = (
     EncoderRecipe('encoder-sprites', 'encoder-species for a graphics processor',
         'a stem that keeps more of 64 px: larger maps, more than twice the cost'),
     EncoderRecipe('encoder-rotnet', 'system 5, the other pretext: which way is up (Gidaris 2018)',
-        'one direction of each picture in a batch, not all four', task='rotation', stem_kind='imagenet', smoothing=0.),
+        'one direction of each picture in a batch, not all four',
+        task='rotation', stem_kind='imagenet', smoothing=0.),
 )
 
 # %% ../../nbs/11b_encoder.ipynb #c027
@@ -214,11 +230,12 @@ def train_encoder(
     save_every:int|None=None, # steps between checkpoints; default once a minute
     progress:bool=False, # show a bar
     **how                # of `fit_run`: seed, device, callbacks, team
-) -> 'Encoder': # from the folder, frozen
+) -> Encoder: # from the folder, frozen
     "Train, judge by the test rows, write both down. Raises ValueError on wrong values."
     check_budget(steps, minutes, epochs)
     if (Path(folder)/'run.json').exists() and not resume:
-        raise ValueError(f'{folder} already holds a run: continue it with resume=True, or name another folder')
+        raise ValueError(f'{folder} already holds a run: continue it with resume=True, '
+                         'or name another folder')
     budget = dict(steps=steps, minutes=minutes, epochs=epochs, save_every=save_every)
     fit_run(r, images, folder, budget, again=resume, progress=progress, **how)
     return load_encoder(folder)
@@ -231,9 +248,10 @@ def load_encoder(
     folder = Path(folder)
     try: info = json.loads((folder/'run.json').read_text(encoding='utf-8'))
     except (OSError, json.JSONDecodeError):
-        raise ValueError(f'{folder} is not a run folder of an encoder (no run.json that can be read)') from None
-    if 'names' not in info:
-        raise ValueError(f'{folder} holds a run of another family; an encoder is trained with a recipe such as encoder-species')
+        raise ValueError(f'{folder} is not a run folder of an encoder '
+                         '(no run.json that can be read)') from None
+    if 'names' not in info: raise ValueError(f'{folder} holds a run of another family; an encoder '
+                                             'is trained with a recipe such as encoder-species')
     E = from_plain(info['recipe']).offline().networks(seed=0)['E']
     E.load_state_dict(unflatten(read_tensors(folder/'last.safetensors')[0], 'E'))
     E.names = tuple(info['names'])
@@ -241,16 +259,20 @@ def load_encoder(
 
 # %% ../../nbs/11b_encoder.ipynb #judge2
 class _Embedded(nn.Module):
-    def __init__(self, E): super().__init__(); self.E = E
+    def __init__(self, E):
+        super().__init__()
+        self.E = E
     def forward(self, x): return self.E.embed(x)
 
 def named_features(
     name:str|Path='effnet-lite0', # as for `features.extractor`, or an encoder's run folder
     device=None # default: the best there is
-)->Callable: # x (b,3,h,w) in [-1,1] -> (b,d) float32
-    "Features to measure with. Raises ValueError on a wrong name or folder, ImportError where an extra is missing."
+) -> Callable: # x (b,3,h,w) in [-1,1] -> (b,d) float32
+    "Features to measure with. ValueError on a wrong name or folder, ImportError where an extra is missing."
     folder = Path(name) if isinstance(name, (str, Path)) else None
     if folder is None or not (folder/'run.json').exists(): return extractor(name, device)
-    E, file = load_encoder(folder), folder/'last.safetensors'
-    info = json.loads((folder/'run.json').read_text())
-    return Extractor(info['recipe']['name'], _Embedded(E), info['data']['size'], 512, head=E.head, weights=hashlib.sha256(file.read_bytes()).hexdigest()[:8]).to(pick_device(device))
+    E, info = load_encoder(folder), json.loads((folder/'run.json').read_text())
+    name, size = info['recipe']['name'], info['data']['size']
+    mark = hashlib.sha256((folder/'last.safetensors').read_bytes()).hexdigest()[:8]
+    own = Extractor(name, _Embedded(E), size, 512, head=E.head, weights=mark)
+    return own.to(pick_device(device))

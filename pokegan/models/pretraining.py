@@ -26,26 +26,28 @@ from .recipe import Recipe, SOLO
 
 # %% ../../nbs/12a_pokegan2.ipynb #c009
 class Dilated(nn.Module):
-    "x + ReLU(norm(conv(x))), the nine taps of the convolution d pixels apart (Yu and Koltun 2016); keeps the shape."
+    "x + ReLU(norm(conv(x))), the nine taps d pixels apart (Yu and Koltun 2016); keeps the shape."
     def __init__(self,
         nf:int, # channels in and out
         d:int=1, # dilation, px; 1 is an ordinary convolution k3
         norm:str='batch' # 'batch', 'group' or 'none'
     ):
         super().__init__()
-        self.conv = nn.Sequential(nn.Conv2d(nf, nf, 3, 1, d, d, bias=False), make_norm(nf, norm), nn.ReLU(inplace=True))
+        conv = nn.Conv2d(nf, nf, 3, 1, d, d, bias=False)
+        self.conv = nn.Sequential(conv, make_norm(nf, norm), nn.ReLU(inplace=True))
 
     def forward(self, x): # (b,nf,h,w)
         conv, norm, act = self.conv
         if conv.dilation == (1, 1) or x.device.type != 'cpu': return x + self.conv(x)
-        with torch.autocast('cpu', enabled=False): h = conv(x.to(conv.weight.dtype)) # in bfloat16 its weights get NaN as gradients on some CPUs (torch 2.14)
+        # in bfloat16 its weights get NaN as gradients on some CPUs (torch 2.14)
+        with torch.autocast('cpu', enabled=False): h = conv(x.to(conv.weight.dtype))
         return x + act(norm(h)).to(x.dtype)
 
 # %% ../../nbs/12a_pokegan2.ipynb #c011
 DILATIONS = {True: (2, 4, 4), False: (1, 1, 1)} # of the last three blocks, with and without dilation
 
 class DilatedGenerator(nn.Module):
-    "Latents (b,nz) to images (b,3,size,size) in [-1,1], or to all scales. Raises ValueError on latents of another width."
+    "Latents (b,nz) to images in [-1,1], or to all scales. ValueError on latents of another width."
     def __init__(self,
         size:int=64, # side of the images, px: 16, 32, 64, 128 or 256
         nz:int=512, # values in a latent
@@ -55,14 +57,18 @@ class DilatedGenerator(nn.Module):
     ):
         super().__init__()
         nfs = [ngf*min(8, 2**i) for i in reversed(range(n_doublings(size)+1))]
-        stages = [nn.Sequential(nn.Unflatten(1, (nz, 1, 1)), *up(nz, nfs[0], norm, 1, 0)), *[resize_up(a, b, norm) for a, b in zip(nfs, nfs[1:])]]
-        for stage, nf, d in zip(stages[-3:], nfs[-3:], DILATIONS[dilate]): stage.append(Dilated(nf, d, norm))
-        self.nz, self.size, self.stages = nz, size, nn.ModuleList(stages)
-        self.rgb = nn.ModuleList(nn.Sequential(nn.Conv2d(nf, 3, 3, 1, 1, bias=False), nn.Tanh()) for nf in nfs)
+        stages = [nn.Sequential(nn.Unflatten(1, (nz, 1, 1)), *up(nz, nfs[0], norm, 1, 0))]
+        stages += [resize_up(a, b, norm) for a, b in zip(nfs, nfs[1:])]
+        for stage, nf, d in zip(stages[-3:], nfs[-3:], DILATIONS[dilate]):
+            stage.append(Dilated(nf, d, norm))
+        def rgb(nf): return nn.Sequential(nn.Conv2d(nf, 3, 3, 1, 1, bias=False), nn.Tanh())
+        self.nz, self.size = nz, size
+        self.stages, self.rgb = nn.ModuleList(stages), nn.ModuleList(map(rgb, nfs))
         init_dcgan(self)
 
-    def forward(self, z, scales=False): # (b,nz) -> (b,3,size,size), or a list from (b,3,4,4) up to that
-        if z.shape[1:] != (self.nz,): raise ValueError(f"latents have shape {tuple(z.shape)}; this generator takes (b, {self.nz})")
+    def forward(self, z, scales=False): # (b,nz) -> (b,3,size,size), or a list from (b,3,4,4) on
+        if z.shape[1:] != (self.nz,):
+            raise ValueError(f'latents have shape {tuple(z.shape)}; this generator takes (b, {self.nz})')
         h, out = z, []
         for stage, rgb in zip(self.stages, self.rgb):
             h = stage(h)
@@ -74,34 +80,38 @@ def flatness(
     x:Tensor, # (n,3,h,w), uint8 or float in [-1,1]
     tolerance:int=8, # how far apart the nine values of a channel may lie, of 255
     paper:bool=True # count white surroundings too; False looks only where something is drawn
-)->float: # 0 to 1
-    "Share of pixels whose 3x3 neighbourhood is constant, within the tolerance in each channel, on uint8; pixels at the edge are left out."
+) -> float: # 0 to 1
+    "Share of pixels whose 3x3 neighbourhood is constant, within the tolerance; edges are left out."
     x = (x if x.dtype == torch.uint8 else to_uint8(x)).float()
     hi, lo = F.max_pool2d(x, 3, 1), -F.max_pool2d(-x, 3, 1)
-    flat, drawn = (hi - lo <= tolerance).all(1), (lo < 255 - tolerance).any(1)
+    flat = (hi - lo <= tolerance).all(1)
+    drawn = (lo < 255 - tolerance).any(1)
     return flat[drawn | paper].float().mean().item()
 
 # %% ../../nbs/12a_pokegan2.ipynb #c023
+def _small(ni:int, nf:int, s:int) -> nn.Sequential: # channels in and out, stride
+    return nn.Sequential(nn.Conv2d(ni, nf, 3, s, 1, bias=False), nn.BatchNorm2d(nf), nn.ReLU())
+
 class SmallEncoder(Encoder):
-    "The same for lessons and tests: a stem and three small stages in place of a ResNet, seconds to train."
+    "For lessons and tests: a stem and three small stages in place of a ResNet, seconds to train."
     def __init__(self,
         n_classes:int, # of the head
         nf:int=16, # channels of the stem; 2, 4, 8 times as many later
         d:int=64 # values in the embedding
     ):
         nn.Module.__init__(self)
-        def block(ni, nf, s): return nn.Sequential(nn.Conv2d(ni, nf, 3, s, 1, bias=False), nn.BatchNorm2d(nf), nn.ReLU())
-        self.stem, self.names = block(3, nf, 1), ()
-        self.stages = nn.ModuleList([block(nf, 2*nf, 2), block(2*nf, 4*nf, 2), block(4*nf, d, 2)])
+        nfs = [nf, 2*nf, 4*nf, d]
+        self.stem, self.names = _small(3, nf, 1), ()
+        self.stages = nn.ModuleList(_small(a, b, 2) for a, b in zip(nfs, nfs[1:]))
         self.norm, self.head = nn.BatchNorm1d(d, affine=False), nn.Linear(d, n_classes)
-        self.register_buffer('mean', torch.full((1, 3, 1, 1), .5), persistent=False)
-        self.register_buffer('std', torch.full((1, 3, 1, 1), .5), persistent=False)
+        half = torch.full((1, 3, 1, 1), .5)
+        for k in ('mean', 'std'): self.register_buffer(k, half.clone(), persistent=False)
 
 # %% ../../nbs/12a_pokegan2.ipynb #c027
 def pixel_loss(
     a:Tensor, b:Tensor, # of one shape
     kind:str='l1' # 'l1' or 'mse'
-)->Tensor: # scalar
+) -> Tensor: # scalar
     "Mean absolute or mean squared difference. Raises ValueError on another kind."
     one_of('kind', kind, ('l1', 'mse'))
     d = a.float() - b.float()
@@ -111,16 +121,18 @@ def perceptual_loss(
     fake:list, # feature maps (b,c,h,w), one for each stage
     real:list, # the target, likewise; no gradient reaches it
     kind:str='l1' # 'l1' or 'mse'
-)->Tensor: # scalar, 0 when all maps agree
-    "Difference of maps in units of the target's root mean square, mean over stages (after Johnson 2016, equation 2)."
-    sizes = [b.detach().float().square().mean().sqrt().clamp(min=1e-6) for b in real]
-    return torch.stack([pixel_loss(a/s, b.detach()/s, kind) for a, b, s in zip(fake, real, sizes)]).mean()
+) -> Tensor: # scalar, 0 when all maps agree
+    "Difference of maps in units of the target's root mean square (after Johnson 2016, equation 2)."
+    real = [b.detach() for b in real]
+    sizes = [b.float().square().mean().sqrt().clamp(min=1e-6) for b in real]
+    parts = [pixel_loss(a/s, b/s, kind) for a, b, s in zip(fake, real, sizes)]
+    return torch.stack(parts).mean()
 
 # %% ../../nbs/12a_pokegan2.ipynb #c032
 def pyramid(
     x:Tensor, # (b,3,size,size)
     smallest:int=4 # side of the first, px
-)->list: # (b,3,4,4), (b,3,8,8), … x
+) -> list: # (b,3,4,4), (b,3,8,8), … x
     "The same pictures at all scales of a generator, each half the next by averaging 2x2 pixels."
     out = [x]
     while out[0].shape[-1] > smallest: out.insert(0, F.avg_pool2d(out[0], 2))
@@ -134,8 +146,8 @@ def pretrain_phases(
     features:float=1., # weight of the perceptual loss; 0: E does not look at G's pictures at all
     pixels:float=1., # weight of the pixel loss, mean over all scales
     kind:str='l1' # 'l1' or 'mse', of both
-)->list: # of one phase, 'G'
-    "Paint each picture again from its embedding, by features and pixels. E looks once at the real pictures and once at G's."
+) -> list: # of one phase, 'G'
+    "Paint each picture from its embedding. E looks once at the real pictures and once at G's."
     E.eval().requires_grad_(False)
     def look(x):
         with torch.no_grad(): return E.look(x)
@@ -143,7 +155,8 @@ def pretrain_phases(
         maps, z = b.once('look', lambda: look(b.x))
         out = G(z, scales=True)
         pixel = torch.stack([pixel_loss(a, t, kind) for a, t in zip(out, pyramid(b.x))]).mean()
-        feature = perceptual_loss(E.look(out[-1])[0], maps, kind) if features else pixel.new_zeros(())
+        feature = pixel.new_zeros(())
+        if features: feature = perceptual_loss(E.look(out[-1])[0], maps, kind)
         return features*feature + pixels*pixel, dict(features=feature.detach(), pixels=pixel.detach())
     return [Phase('G', (G,), opt, G_move)]
 
@@ -152,23 +165,28 @@ def pretrain_phases(
 def reconstruct(
     G:nn.Module, E:Encoder,
     x:Tensor # (n,3,size,size) in [-1,1]
-)->Tensor: # likewise, on G's device
+) -> Tensor: # likewise, on G's device
     "Each picture painted again from its embedding; both networks in eval mode meanwhile."
-    was = E.training
-    try: return run_eval(G, E.eval().embed(x.to(next(G.parameters()).device)))
+    was, device = E.training, next(G.parameters()).device
+    try: return run_eval(G, E.eval().embed(x.to(device)))
     finally: E.train(was)
 
 class PaintCB(GridCB):
-    "reconstructions/STEP.png: eight pictures, below them what G paints from their embeddings, and so on; evenly spread over the set."
-    def __init__(self, folder:str|Path, G:nn.Module, E:Encoder, images:Images, n:int=32, frames:int=12): # frames: over the whole budget
-        self.folder, self.G, self.E, self.frames, self.drawn = Path(folder)/'reconstructions', G, E, frames, -1
+    "reconstructions/STEP.png: n pictures, evenly spread, eight a row; below them what G paints."
+    def __init__(self,
+        folder:str|Path, G:nn.Module, E:Encoder, images:Images,
+        n:int=32, frames:int=12 # over the whole budget
+    ):
+        self.folder, self.G, self.E = Path(folder)/'reconstructions', G, E
+        self.frames, self.drawn = frames, -1
         self.x = to_float(images.batch(torch.linspace(0, len(images)-1, n).long()))
 
     def save(self, t):
         self.drawn = int(t.progress()*self.frames)
         if t.rank: return
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_png(interleaved(self.x, reconstruct(self.G, self.E, self.x).cpu()), self.folder/f'{t.step:07d}.png')
+        painted = reconstruct(self.G, self.E, self.x).cpu()
+        save_png(interleaved(self.x, painted), self.folder/f'{t.step:07d}.png')
 
 # %% ../../nbs/12a_pokegan2.ipynb #c047
 @dataclass(frozen=True)
@@ -188,8 +206,8 @@ class DilatedRecipe(Recipe):
 
     def build(self) -> dict: # on the CPU
         "G, and the mixture where there is one; it is empty until it is fitted or loaded."
-        G = DilatedGenerator(self.size, self.nz, self.ngf, self.dilate, self.norm)
-        return dict(G=G) | (dict(mixture=Mixture(self.components, self.nz)) if self.components else {})
+        nets = dict(G=DilatedGenerator(self.size, self.nz, self.ngf, self.dilate, self.norm))
+        return nets | dict(mixture=Mixture(self.components, self.nz)) if self.components else nets
 
     def prior(self, nets): return nets.get('mixture') or super().prior(nets)
 
@@ -204,13 +222,16 @@ class PretrainRecipe(DilatedRecipe):
     kind:str = 'l1' # of both: 'l1' or 'mse'
 
     def check(self):
-        if not self.features + self.pixels > 0: raise ValueError('features and pixels are both 0; give one of them a weight')
+        if not self.features + self.pixels > 0:
+            raise ValueError('features and pixels are both 0; give one of them a weight')
 
-    def helpers(self, folder) -> dict: return dict(E=load_encoder(Path(folder).parent/'encoder')) # of step 1
+    def helpers(self, folder): return dict(E=load_encoder(Path(folder).parent/'encoder')) # of step 1
 
     def begin(self, nets:dict, images, *, seed:int=0, folder=None, team=SOLO):
         "Fit the mixture to the embeddings of all pictures, once, in process 0."
-        def fitted(): return fit_mixture(embeddings(nets['E'], images), self.components, seed=seed).state_dict()
+        def fitted():
+            known = embeddings(nets['E'], images)
+            return fit_mixture(known, self.components, seed=seed).state_dict()
         if self.components: nets['mixture'].load_state_dict(team.broadcast_object(fitted))
 
     def phases(self, nets:dict) -> list: # nets: G, and E, which is no part of what is saved
@@ -220,9 +241,11 @@ class PretrainRecipe(DilatedRecipe):
 
     def callbacks(self, nets:dict, folder, sets:dict) -> list: # nets: as for `phases`
         "Inputs beside reconstructions."
-        return [PaintCB(folder, nets['G'], nets['E'], sets['train']), *super().callbacks(nets, folder, sets)]
+        pictures = PaintCB(folder, nets['G'], nets['E'], sets['train'])
+        return [pictures, *super().callbacks(nets, folder, sets)]
 
 PRETRAIN_RECIPES = (
     PretrainRecipe('pokegan2-pretrain', 'system 5, step 2: G paints pictures from their embeddings',
-        'running statistics in the encoder; maps in units of their own size, and pixels at all scales'),
+        'running statistics in the encoder; maps in units of their own size, '
+        'and pixels at all scales'),
 )
