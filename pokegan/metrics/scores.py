@@ -55,20 +55,24 @@ def comparable(*cards): # Card
 @dataclass
 class Seen:
     "A set of pictures that was looked at."
-    x: Tensor       # (n,3,h,w) uint8
-    f: Tensor       # (n,d) features
-    p: Tensor|None  # (n,c) class probabilities; None where the extractor knows no classes
-    groups: Tensor  # (n,) int64, equal for pictures of one group
+    pictures: Tensor  # (m,3,h,w), these or more
+    rows: Tensor      # (n,) int64, which of them
+    f: Tensor         # (n,d) features
+    p: Tensor|None    # (n,c) class probabilities; None where the extractor knows no classes
+    groups: Tensor    # (n,) int64, equal for pictures of one group
+
+    @property
+    def x(self) -> Tensor: # (n,3,h,w) uint8, as in a PNG; copied only if a metric asks
+        x = self.pictures[self.rows]
+        return x if x.dtype == torch.uint8 else to_uint8(x)
 
     def at(self, rows) -> 'Seen': # some of them; rows: (k,) int64, or a slice
         p = None if self.p is None else self.p[rows]
-        return Seen(self.x[rows], self.f[rows], p, self.groups[rows])
+        return Seen(self.pictures, self.rows[rows], self.f[rows], p, self.groups[rows])
 
-def _look(extract, x, groups=None): # pictures, uint8 or float -> Seen
-    f = features(extract, x)   # raises ValueError unless all are finite
-    if x.dtype != torch.uint8: x = to_uint8(x)
-    if groups is None: groups = torch.arange(len(x))
-    return Seen(x, f, class_probs(extract, f), groups)
+def _look(extract, x, groups=None): # pictures -> Seen
+    f, rows = features(extract, x), torch.arange(len(x))
+    return Seen(x, rows, f, class_probs(extract, f), rows if groups is None else groups)
 
 @dataclass
 class Reference:
@@ -229,6 +233,7 @@ def _mean(found): # numbers, or (number, standard error) -> mean, its standard e
     return float(sum(values))/len(values), se
 
 def _score(m, fake, ref, n): # None where the metric has nothing to say
+    if m.compute is None: return None
     found = [[m.compute(*pair) for pair in pairs] for pairs in m.pairs(fake, ref, n)]
     if found[0][0] is None: return None
     (value, se), (floor, _), (ceiling, _) = map(_mean, found)
@@ -242,6 +247,7 @@ def score_images(
 ) -> Scores:
     "Each metric with floor, ceiling and the card. Raises ValueError for pictures that do not fit."
     ref = real if isinstance(real, Reference) else reference(real, extract, **how)
+    if how and ref is real: raise ValueError(f"{', '.join(how)}: a Reference has its own; give them there")
     px, size = fake.shape[-1], ref.card['image_size']
     if px != size: raise ValueError(f'fakes of {px} px and reals of {size} px; score them at one size')
     if len(fake) < 16: raise ValueError(f'{len(fake)} fakes are too few to measure anything; 16 is '
