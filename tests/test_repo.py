@@ -19,7 +19,6 @@ ALLOW = {'02e_data': 210,                # one store for every picture
          '01a_shapes': 360,              # drawing by formulas: one file of arithmetic,
          '01c_bodies': 460,              # and eight body plans with four builds each
          '05_training': 260,             # the trainer, which is to be read on one page
-         '17_cli': 235}                  # eight commands, an option a line
 TALL = {'05_training'}                   # its cell is that page
 ROOMS, FLOORS, ARROWS = 16, 10, 55       # the library from above: python tools/house.py
 LIBRARY = house.Library()
