@@ -241,7 +241,8 @@ def test_a_source_of_ones_own(tmp_path, eight, monkeypatch):
 
 def test_options_that_nobody_knows_are_refused(eight, monkeypatch):
     got = []
-    monkeypatch.setattr('pokegan.data.download.download', lambda name, **own: got.append((name, own)) or eight)
+    def fake(name, **own): return got.append((name, own)) or eight
+    monkeypatch.setattr('pokegan.data.download.download', fake)
     load_images('kaggle:a/b', 16, cache='here', timeout=3)
     assert got == [('a/b', dict(cache='here', timeout=3))]
     with pytest.raises(ValueError, match='no option wehre'): load_images(eight, 16, wehre='type=ember')
