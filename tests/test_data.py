@@ -9,8 +9,9 @@ from PIL import Image
 
 from pokegan.data import audit, grid, Images, load_images, show_grid, to_float, to_uint8
 from pokegan.data.cleaning import Report
+from pokegan.data.download import CREATURES, source_help, SOURCES
 from pokegan.data.duplicates import near_duplicates, twin_trees
-from pokegan.data.files import choose, CREATURES, folder_labels, match_labels, read_csv, source_help, SOURCES, walk, write_csv
+from pokegan.data.files import choose, folder_labels, match_labels, read_csv, walk, write_csv
 from pokegan.data.images import show_small
 from pokegan.training.callbacks import save_png
 
@@ -157,7 +158,7 @@ def places(tmp_path):
 
 
 def test_where_means_the_same_for_every_source(tmp_path, monkeypatch):
-    monkeypatch.setattr('pokegan.data.files.download', lambda name, **own: tmp_path/name.split('/')[1])
+    monkeypatch.setattr('pokegan.data.download.download', lambda name, **own: tmp_path/name.split('/')[1])
     monkeypatch.setitem(SOURCES, 'mine', lambda rest, **how: load_images(tmp_path/'labelled', how['size']))
     for source, columns, where, left in places(tmp_path):
         whole, im = load_images(source, 32), load_images(source, 32, where=where)
@@ -240,7 +241,7 @@ def test_a_source_of_ones_own(tmp_path, eight, monkeypatch):
 
 def test_options_that_nobody_knows_are_refused(eight, monkeypatch):
     got = []
-    monkeypatch.setattr('pokegan.data.files.download', lambda name, **own: got.append((name, own)) or eight)
+    monkeypatch.setattr('pokegan.data.download.download', lambda name, **own: got.append((name, own)) or eight)
     load_images('kaggle:a/b', 16, cache='here', timeout=3)
     assert got == [('a/b', dict(cache='here', timeout=3))]
     with pytest.raises(ValueError, match='no option wehre'): load_images(eight, 16, wehre='type=ember')
@@ -248,7 +249,7 @@ def test_options_that_nobody_knows_are_refused(eight, monkeypatch):
 
 
 def test_the_list_of_sources_needs_no_torch():
-    code = ('import sys; from pokegan.data.files import SOURCES, source_help; '
+    code = ('import sys; from pokegan.data.download import SOURCES, source_help; '
             "print(*SOURCES, 'torch' in sys.modules, source_help(), sep='|')")
     p = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert p.stdout.strip() == (

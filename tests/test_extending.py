@@ -1,5 +1,5 @@
-"""A family, a source and a metric from a user's own file: everything works with them, and no line of the package
-is touched."""
+"""A family, a source and a metric from a user's own file: everything works with them,
+and no line of the package is touched."""
 import subprocess, sys
 
 MINE = '''

@@ -1,5 +1,5 @@
-"""Machines that are not here: a device that lacks what Apple's GPUs lack, and Windows, where another program keeps
-a file open."""
+"""Machines that are not here: a device that lacks what Apple's GPUs lack,
+and Windows, where another program keeps a file open."""
 import functools, gc, importlib, os, pkgutil, sys, time
 from contextlib import nullcontext
 from pathlib import Path
@@ -27,12 +27,13 @@ from pokegan.runs import resume, train
 SMALL = dict(size=32, nz=12, ngf=4, ndf=4, batch=4)
 
 
-# A device that lacks operators. There is no Apple here, so a tensor of the CPU says that it lies on DEVICE ('meta',
-# a name that PyTorch knows and that nobody here uses). What MPS has no kernel for raises, as there; so do float64,
-# and operands on two devices. `.cpu()` gives a plain tensor back.
+# A device that lacks operators. There is no Apple here, so a tensor of the CPU says that it lies on DEVICE
+# ('meta', a name that PyTorch knows and that nobody here uses). What MPS has no kernel for raises, as there;
+# so do float64, and operands on two devices. `.cpu()` gives a plain tensor back.
 
 DEVICE = torch.device('meta')
-ANYWHERE = {'_to_copy', 'copy_', 'index.Tensor', 'index_put_', '_index_put_impl_', '_unsafe_index_put'}  # take operands of both
+# These take operands of both.
+ANYWHERE = {'_to_copy', 'copy_', 'index.Tensor', 'index_put_', '_index_put_impl_', '_unsafe_index_put'}
 
 
 @functools.cache
@@ -47,7 +48,9 @@ def lacking() -> set:
         own = {k.strip() for group in ops[name].get('dispatch', ()) for k in group.split(',')}
         return own | (keys(ops[name]['structured_delegate']) if 'structured_delegate' in ops[name] else set())
 
-    def lacks(keys): return 'CPU' in keys and 'MPS' not in keys and not any(k.startswith('Composite') for k in keys)
+    def lacks(keys):
+        composite = any(k.startswith('Composite') for k in keys)
+        return 'CPU' in keys and 'MPS' not in keys and not composite
     return {name for name in ops if lacks(keys(name))}
 
 
@@ -55,7 +58,8 @@ class OnDevice(torch.Tensor):
     "Says that it lies on DEVICE; its numbers are those of `x`, on the CPU."
     @staticmethod
     def __new__(cls, x):
-        if x.dtype in (torch.float64, torch.complex128): raise TypeError('Cannot convert a MPS Tensor to float64 dtype')
+        if x.dtype in (torch.float64, torch.complex128):
+            raise TypeError('Cannot convert a MPS Tensor to float64 dtype')
         how = dict(strides=x.stride(), storage_offset=x.storage_offset(), dtype=x.dtype, device=DEVICE)
         t = torch.Tensor._make_wrapper_subclass(cls, x.shape, **how)
         t.x = x
@@ -72,13 +76,16 @@ def carry_out(op, args, kw):
     leaves, name = tree_leaves((args, kw)), op.name().removeprefix('aten::')
     mine = [v for v in leaves if isinstance(v, OnDevice)]
     here = bool(mine) if kw.get('device') is None else torch.device(kw['device']) == DEVICE
-    if mine and name in lacking(): raise NotImplementedError(f"The operator 'aten::{name}' is not implemented for MPS")
+    if mine and name in lacking():
+        raise NotImplementedError(f"The operator 'aten::{name}' is not implemented for MPS")
     others = [v for v in leaves if isinstance(v, torch.Tensor) and not isinstance(v, OnDevice) and v.ndim]
-    if mine and others and name not in ANYWHERE: raise RuntimeError(f'{name}: all operands must lie on one device')
+    if mine and others and name not in ANYWHERE:
+        raise RuntimeError(f'{name}: all operands must lie on one device')
     args, kw = tree_map_only(OnDevice, lambda v: v.x, (args, kw))
     out = op(*args, **(kw | dict(device='cpu') if kw.get('device') is not None else kw))
     same = {id(v.x): v for v in mine}  # what was changed in place
-    return tree_map_only(torch.Tensor, lambda v: same[id(v)] if id(v) in same else OnDevice(v), out) if here else out
+    def back(v): return same[id(v)] if id(v) in same else OnDevice(v)
+    return tree_map_only(torch.Tensor, back, out) if here else out
 
 
 class Apple(TorchDispatchMode):
@@ -108,20 +115,25 @@ def apple(monkeypatch):
     monkeypatch.setattr(torch, 'Generator', Generator)
     for f in ('tensor', 'as_tensor'): monkeypatch.setattr(torch, f, moved(getattr(torch, f)))
     autocast = torch.autocast
-    monkeypatch.setattr(torch, 'autocast', lambda kind, *a, **kw: nullcontext() if kind == DEVICE.type else autocast(kind, *a, **kw))
+    def cast(kind, *a, **kw): return nullcontext() if kind == DEVICE.type else autocast(kind, *a, **kw)
+    monkeypatch.setattr(torch, 'autocast', cast)
+    def pick(name=None): return torch.device(name or DEVICE)
     for name, m in list(sys.modules.items()):
-        if name.startswith('pokegan') and hasattr(m, 'pick_device'): monkeypatch.setattr(m, 'pick_device', lambda name=None: torch.device(name or DEVICE))
+        if name.startswith('pokegan') and hasattr(m, 'pick_device'):
+            monkeypatch.setattr(m, 'pick_device', pick)
     with Apple(): yield
 
 
 def test_the_table_is_pytorchs_own():
-    assert '_pdist_forward' in lacking() and not {'add.Tensor', 'mm', 'convolution', 'native_batch_norm', '_local_scalar_dense'} & lacking()
+    assert '_pdist_forward' in lacking()
+    assert not {'add.Tensor', 'mm', 'convolution', 'native_batch_norm', '_local_scalar_dense'} & lacking()
 
 
 def test_the_device_refuses_what_apples_refuses(apple):
     x = torch.randn(5, 4).to(DEVICE)
     assert x.device == DEVICE and (x*2).relu().device == DEVICE and x.cpu().device.type == 'cpu'
-    assert torch.equal((x + 1).cpu(), x.cpu() + 1) and x.tolist() == x.cpu().tolist() and isinstance(x.sum().item(), float)
+    assert torch.equal((x + 1).cpu(), x.cpu() + 1)
+    assert x.tolist() == x.cpu().tolist() and isinstance(x.sum().item(), float)
     with pytest.raises(NotImplementedError, match='_pdist_forward'): torch.pdist(x)
     assert torch.pdist(x.cpu()).shape == (10,)
     with pytest.raises(TypeError, match='float64'): x.double()
@@ -146,18 +158,22 @@ def callbacks() -> set:
     return found
 
 
-QUIETLY = pytest.mark.filterwarnings('ignore:.*non-meta parameter in the checkpoint')  # it is copied all the same
+# The parameter is copied all the same.
+QUIETLY = pytest.mark.filterwarnings('ignore:.*non-meta parameter in the checkpoint')
 
 
 @QUIETLY
-@pytest.mark.parametrize('name', ['dcgan-keras', 'dcgan-819', 'wgan-clip', 'wgan-gp', 'aegan-whole', 'projected-instance'])
+@pytest.mark.parametrize('name', ['dcgan-keras', 'dcgan-819', 'wgan-clip', 'wgan-gp', 'aegan-whole',
+                                  'projected-instance'])
 def test_a_step_on_a_device_like_apples(apple, name):
     few = dict(nc=5, resolution=32, w=2) if name == 'projected-instance' else {}
     t = make_trainer(recipe(name, **SMALL, **few), load_images('creatures:24', 32, progress=False))
-    assert t.device == DEVICE and all(isinstance(p, OnDevice) for m in t.nets.values() for p in m.parameters())
+    assert t.device == DEVICE
+    assert all(isinstance(p, OnDevice) for m in t.nets.values() for p in m.parameters())
     before = [p.tolist() for p in t.nets['G'].parameters()]
     t.fit(steps=1)
-    assert before != [p.tolist() for p in t.nets['G'].parameters()] and all(torch.isfinite(v) for v in t.logs.values())
+    assert before != [p.tolist() for p in t.nets['G'].parameters()]
+    assert all(torch.isfinite(v) for v in t.logs.values())
 
 
 @QUIETLY
@@ -172,7 +188,7 @@ def test_every_callback_on_a_device_like_apples(apple, tmp_path, monkeypatch):
     def run(name, **changes): train(name, images, tmp_path/name, steps=2, **SMALL | changes)
     run('dcgan-small-data')
     run('aegan-quick', track='random')
-    run('pokegan2-msg', nz=512, components=5)        # three trainings: an encoder, a first one for G, the game
+    run('pokegan2-msg', nz=512, components=5)  # three trainings: an encoder, a first one for G, the game
     run('projected', lr_decay=.5, resolution=32)
 
     t = make_trainer(recipe('dcgan-quick', **SMALL), images)  # and those that are due every so many steps
@@ -182,14 +198,16 @@ def test_every_callback_on_a_device_like_apples(apple, tmp_path, monkeypatch):
     t.fit(steps=2)
     assert {'diversity', 'seen/real', 'fid'} <= {k for r in read_log(tmp_path/'log.csv') for k in r}
     assert (tmp_path/'aegan-quick/best.safetensors').exists(), 'KID was measured'
-    assert {c.__name__ for c in callbacks() - seen} == {'DistributedCB'}, 'for several processes, which Apple has not'
+    unseen = {c.__name__ for c in callbacks() - seen}
+    assert unseen == {'DistributedCB'}, 'for several processes, which Apple has not'
 
 
 # Windows: a file that another program has open, or that this one has mapped into memory, is not replaced.
 
 @pytest.fixture
 def hold(monkeypatch):
-    "hold(name, n): the next n attempts to replace a file of that name are refused. `hold.waits`: seconds that were slept."
+    """hold(name, n): the next n attempts to replace a file of that name are refused.
+    `hold.waits`: seconds that were slept."""
     left, replace = {}, os.replace
     def windows(old, new):
         name = Path(new).name
@@ -216,7 +234,8 @@ def test_a_file_held_for_a_moment_is_waited_for(hold, tmp_path, capsys, n):
     write(tmp_path/'a', 'old')
     hold('a', n)
     write(tmp_path/'a', 'new', must=n > 1)
-    assert read(tmp_path/'a') == 'new' and [p.name for p in tmp_path.iterdir()] == ['a'] and not capsys.readouterr().out
+    assert read(tmp_path/'a') == 'new' and [p.name for p in tmp_path.iterdir()] == ['a']
+    assert not capsys.readouterr().out
     assert sum(hold.waits) == pytest.approx(.2*n)
 
 
@@ -224,11 +243,13 @@ def test_a_file_held_for_long_stays_and_the_new_one_lies_beside_it(hold, tmp_pat
     write(tmp_path/'a', 'old')
     hold('a')
     write(tmp_path/'a', 'new')
-    assert read(tmp_path/'a') == 'old' and read(tmp_path/'a.new') == 'new' and sum(hold.waits) == pytest.approx(1)
+    assert read(tmp_path/'a') == 'old' and read(tmp_path/'a.new') == 'new'
+    assert sum(hold.waits) == pytest.approx(1)
     line, = capsys.readouterr().out.splitlines()
     assert str(tmp_path/'a') in line and 'a.new' in line
     write(tmp_path/'a', 'newer')
-    assert read(tmp_path/'a.new') == 'newer' and sum(hold.waits) == pytest.approx(1), 'it is not waited for twice'
+    assert read(tmp_path/'a.new') == 'newer'
+    assert sum(hold.waits) == pytest.approx(1), 'it is not waited for twice'
     assert not capsys.readouterr().out, 'said once'
     hold('a', 0)
     write(tmp_path/'a', 'newest')
@@ -238,9 +259,11 @@ def test_a_file_held_for_long_stays_and_the_new_one_lies_beside_it(hold, tmp_pat
 def test_what_must_be_written_raises_one_line(hold, tmp_path):
     write_tensors(tmp_path/'a.safetensors', dict(x=torch.zeros(2)), step=1)
     hold('a.safetensors')
-    with pytest.raises(PermissionError) as e: write_tensors(tmp_path/'a.safetensors', dict(x=torch.ones(2)), step=2)
+    with pytest.raises(PermissionError) as e:
+        write_tensors(tmp_path/'a.safetensors', dict(x=torch.ones(2)), step=2)
     assert 'a.safetensors.new' in e.value.strerror and '\n' not in e.value.strerror
-    assert read_tensors(tmp_path/'a.safetensors')[1] == dict(step=1) and read_tensors(tmp_path/'a.safetensors.new')[1] == dict(step=2)
+    assert read_tensors(tmp_path/'a.safetensors')[1] == dict(step=1)
+    assert read_tensors(tmp_path/'a.safetensors.new')[1] == dict(step=2)
     assert not list(tmp_path.glob('.*')), 'nothing is left aside'
 
 
@@ -269,8 +292,10 @@ def test_training_goes_on_while_a_spreadsheet_holds_the_log(hold, tmp_path, caps
     game(tmp_path, 2, CheckpointCB(tmp_path))
     hold('log.csv')
     game(tmp_path, 5, CheckpointCB(tmp_path, every=1), seconds=0)
-    with open(tmp_path/'log.csv', encoding='utf-8') as f: assert len(f.readlines()) == 3, 'a head and two rows, as it was'
-    assert steps(tmp_path/'log.csv') == [1, 2, 3, 4, 5] and capsys.readouterr().out.count('log.csv') == 2, 'one line, both names'
+    with open(tmp_path/'log.csv', encoding='utf-8') as f:
+        assert len(f.readlines()) == 3, 'a head and two rows, as it was'
+    assert steps(tmp_path/'log.csv') == [1, 2, 3, 4, 5]
+    assert capsys.readouterr().out.count('log.csv') == 2, 'one line, both names'
     hold('log.csv', 0)
     game(tmp_path, 7, CheckpointCB(tmp_path))
     assert not (tmp_path/'log.csv.new').exists() and steps(tmp_path/'log.csv') == [1, 2, 3, 4, 5, 6, 7]
@@ -286,16 +311,20 @@ def test_rows_are_written_at_the_next_chance(hold, tmp_path):
     t = make_trainer(recipe('dcgan-quick', **SMALL), noise(), device='cpu')
     t.callbacks += [LogCB(tmp_path, every=1, seconds=0), Seen()]
     t.fit(steps=6)
-    assert there == [False, False, True, True, False, False] and steps(tmp_path/'log.csv') == [1, 2, 3, 4, 5, 6]
+    assert there == [False, False, True, True, False, False]
+    assert steps(tmp_path/'log.csv') == [1, 2, 3, 4, 5, 6]
 
 
 def test_training_goes_on_while_a_viewer_holds_a_picture(hold, tmp_path, capsys):
     t = make_trainer(recipe('dcgan-quick', **SMALL), noise(), device='cpu')
-    t.callbacks += [GridCB(tmp_path, t.nets['G'], t.prior, n=4, frames=2), LogCB(tmp_path, every=1), PictureCB(tmp_path)]
-    for name in ('0000002.png', 'losses.png', 'progress.gif'): hold(name)
+    t.callbacks += [GridCB(tmp_path, t.nets['G'], t.prior, n=4, frames=2), LogCB(tmp_path, every=1),
+                    PictureCB(tmp_path)]
+    names = ('0000002.png', 'losses.png', 'progress.gif')
+    for name in names: hold(name)
     t.fit(steps=4)
     out = capsys.readouterr().out
-    assert all(out.count(name) == 2 for name in ('0000002.png', 'losses.png', 'progress.gif')) and len(out.splitlines()) == 3
+    assert all(out.count(name) == 2 for name in names)
+    assert len(out.splitlines()) == 3
     assert (tmp_path/'samples/0000004.png').exists() and (tmp_path/'losses.png.new').exists()
 
 
@@ -306,7 +335,8 @@ def test_a_checkpoint_is_not_lost_unnoticed(hold, tmp_path, name):
     game(tmp_path, 4, CheckpointCB(tmp_path, every=1))
     assert read_tensors(tmp_path/'state.safetensors')[1]['step'] == 4, 'held for less than a second'
     hold(name)
-    with pytest.raises(PermissionError, match=f'{name}.*{name}.new'): game(tmp_path, 6, CheckpointCB(tmp_path, every=1))
+    with pytest.raises(PermissionError, match=f'{name}.*{name}.new'):
+        game(tmp_path, 6, CheckpointCB(tmp_path, every=1))
     hold(name, 0)
     game(tmp_path, 6, CheckpointCB(tmp_path, every=1))
     assert read_tensors(tmp_path/'state.safetensors')[1]['step'] == 6 and not list(tmp_path.glob('*.new'))
@@ -332,7 +362,8 @@ def test_nothing_that_was_loaded_hangs_on_to_its_file(tmp_path):
     assert not mapped(path)
     for p, q in zip(was.phases, t.phases):
         a, b = p.opt.state_dict()['state'], q.opt.state_dict()['state']
-        assert a and all(torch.equal(v, b[i][k]) for i, s in a.items() for k, v in s.items()), 'and it is all there'
+        same = (torch.equal(v, b[i][k]) for i, s in a.items() for k, v in s.items())
+        assert a and all(same), 'and it is all there'
     assert len({v.untyped_storage().data_ptr() for v in tensors.values()}) == len(tensors)
 
 

@@ -366,7 +366,8 @@ def test_different_cards_are_not_compared(creatures, look):
     (lambda x, e: score_images(x[..., :16, :16], x, e), '16 px and reals of 32 px'),
     (lambda x, e: score_images(to_float(x)*float('nan'), x, e), 'not finite'),
     (lambda x, e: score_images(x, x, e, groups=[0]*397 + [1]*3), 'uneven'),
-    (lambda x, e: score_images(x, x, e, groups=[0, 1]), 'one each')])
+    (lambda x, e: score_images(x, x, e, groups=[0, 1]), 'one each'),
+    (lambda x, e: score_images(x, reference(x, e), seed=1), 'seed: a Reference has its own')])
 def test_mistakes_with_scores(call, words, creatures, look):
     with pytest.raises(ValueError) as e: call(creatures[0], look)
     assert words in str(e.value) and one_line(e)
@@ -401,19 +402,20 @@ def test_how_metrics_are_shown():
 
 @pytest.fixture
 def own():
-    "A metric from outside that looks at pictures, and one that has nothing to say."
+    "A metric from outside that looks at pictures, and two that have nothing to say."
     def brightness(fake, real): return fake.x.float().mean()/real.x.float().mean(), torch.tensor(.5)
     METRICS['bright'] = Metric('brightness of all', 10, 3, 'higher', compute=brightness)
-    METRICS['mute'] = Metric('mute', compute=lambda fake, real: None)
+    METRICS['mute'], METRICS['shown'] = Metric('mute', compute=lambda fake, real: None), Metric('shown only')
     yield
-    for k in ('bright', 'mute'): METRICS.pop(k, None)
+    for k in ('bright', 'mute', 'shown'): METRICS.pop(k, None)
 
 def test_a_metric_from_outside_is_measured_and_shown(creatures, look, own):
     x, _ = creatures
     with_it = score_images(x[:100], x[100:300], look)
     s = with_it['bright']
     assert .9 < s.value < 1.1 and .9 < s.floor < 1.1 and .2 < s.ceiling < .8
-    assert s.se == pytest.approx(.5/2**.5) and isinstance(s.value, float) and 'mute' not in with_it.of
+    assert s.se == pytest.approx(.5/2**.5) and isinstance(s.value, float)
+    assert not {'mute', 'shown'} & {*with_it.of}
     text, table = str(with_it), score_table({'a': with_it})
     assert 'brightness of all' in text and f'{10*s.value:.3f} ± {10*s.se:.3f}' in table
     assert len({len(line) for line in text.split('\n')[:-1]}) == 1     # aligned, whatever the title

@@ -1,4 +1,4 @@
-"""Learning rates are functions of progress: right values, the same after a resume, players keep their ratio."""
+"""Learning rates are functions of progress: right values, the same after a resume, a ratio that stays."""
 from functools import partial
 
 import pytest

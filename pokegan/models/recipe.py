@@ -226,7 +226,8 @@ def fit_run(
     t.callbacks += r.callbacks(t.nets | helpers, folder, sets)
     t.callbacks += [*_watchers(t, folder, budget, images, extract), LoadCB(), LogCB(folder)]
     t.callbacks += [*callbacks, ProgressCB()] if progress else callbacks
-    t.callbacks += [CheckpointCB(folder, meta, budget.get('save_every')), PictureCB(folder), CurvesPictureCB(folder)]
+    t.callbacks += [CheckpointCB(folder, meta, budget.get('save_every'))]
+    t.callbacks += [PictureCB(folder), CurvesPictureCB(folder)]
     t.callbacks = team.wrap_callbacks(sorted(t.callbacks, key=lambda c: c.order))
     minutes = budget.get('minutes')
     if minutes: minutes = max(minutes - budget.get('before', 0.), .001) # earlier steps had theirs
