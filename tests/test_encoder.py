@@ -240,7 +240,7 @@ def test_resume_names_the_extra_before_it_loads_anything(tmp_path, monkeypatch):
     from pokegan import runs
     from pokegan.models import recipe
     plain = to_plain(ENCODER_RECIPES[0])
-    info = dict(schema=1, recipe=plain, budget={}, data=dict(source='nothing/here'))
+    info = dict(schema=1, recipe=plain, budget=dict(steps=1), data=dict(source='nothing/here'))
     (tmp_path/'run.json').write_text(json.dumps(info), encoding='utf-8')
     monkeypatch.setattr(recipe, 'find_spec', lambda name: None)
     with pytest.raises(ImportError, match='pip install'): runs.resume(tmp_path, device='cpu')
