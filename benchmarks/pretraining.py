@@ -58,7 +58,9 @@ def one(name: str, start: str, seed: int, a, device, images, judge: tuple):
     "One training, looked at five times; its line, and with --out its grid and rows."
     names = ('G', 'mixture') if start == 'pretrained' else ('mixture',)
     r = recipe(name, components=read_info(a.pretrain)['recipe']['components'])
-    t = make_trainer(r, images, seed, device, start=lambda nets: start_from(nets, a.pretrain, names))
+    t = make_trainer(r, images, seed, device)
+    start_from(t.nets, a.pretrain, names)
+    if r.ema: t.nets['G_ema'].load_state_dict(t.nets['G'].state_dict())
     z, at = t.prior(a.n, torch.Generator().manual_seed(1)), [a.seconds*s for s in (.05, .1, .25, .5, 1)]
     look = KIDAt(at, z, *judge)
     t.callbacks.append(look)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pokegan.creatures import draw
-from pokegan.creatures.bodies import BUILDS, PLANS
-from pokegan.creatures.species import N_SPECIES, pose, species_of, TYPES
+from pokegan.creatures.bodies import BUILDS
+from pokegan.creatures.species import N_SPECIES, pose, species_of, TYPES, PLANS
 
 EITHER = (False, True)
 ALLOWED = dict(
