@@ -143,7 +143,8 @@ class PokeGAN2Recipe(PokeGAN2Fields):
     def build(self) -> dict: # on the CPU
         "G, the mixture where there is one, and D."
         make = MultiScaleDiscriminator if self.msg else conv_discriminator
-        return super().build() | dict(D=make(self.size, self.ndf, self.d_norm))
+        D = make(self.size, self.ndf, self.d_norm) # before G: the order decides which weights a seed draws
+        return super().build() | dict(D=D)
 
     def begin(self, nets:dict, images, *, seed:int=0, folder=None, team=SOLO):
         if self.pretrained and folder: start_from(nets, Path(folder)/'pretrain')
