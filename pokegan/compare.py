@@ -15,7 +15,7 @@ from .data.images import grid, Images, load_images, to_uint8
 from .training.trainer import check_budget
 from .metrics.scores import METRICS, real_reference, Reference, score_images, Scores
 from .models.encoder import named_features
-from .models.recipe import Recipe
+from .models.recipe import Recipe, to_plain
 from .recipes import recipe, variant
 from .runs import load_run, resume, Run, train
 
@@ -51,7 +51,7 @@ def evaluate(
     return _score_run(run, real_reference(images, extract, seed), n, seed, file)
 
 # %% ../nbs/15b_compare.ipynb #c016
-def _values(r:Recipe) -> Recipe: return replace(r, source='', differs='') # without words about it
+def _values(r:Recipe) -> dict: return to_plain(replace(r, source='', differs='')) # without words about it
 
 def _terms(run:Run) -> dict: # what all runs of a comparison share
     info = run.info
