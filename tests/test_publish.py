@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = {
     'dcgan-quick': dict(ngf=8, ndf=8), 'dcgan-small-data': dict(ngf=8, ndf=8),
     'dcgan-keras': dict(ngf=8, ndf=8), 'aegan-quick': dict(ngf=8, ndf=8),
-    'projected': dict(ngf=4, look_size=32), 'projected-instance': dict(ngf=4, look_size=32, nc=8),
+    'projected': dict(ngf=4, resolution=32), 'projected-instance': dict(ngf=4, resolution=32, nc=8),
     'pokegan2-msg': dict(pretrained=False, ngf=4, ndf=4, nz=16, components=4)}
 
 
