@@ -11,12 +11,13 @@ measured again; OUT.md is the table, floor and ceiling of each judge below.
 import argparse
 from pathlib import Path
 
+from pokegan.compare import row_unit
 from pokegan.core import replacing
 from pokegan.data import load_images, to_uint8
-from pokegan.metrics import real_reference, score_images
+from pokegan.metrics import METRICS, real_reference, score_images
 from pokegan.models.encoder import named_features
 from pokegan.runs import load_run
-from truncation import read, write
+from truncation import read, show, write
 
 KEYS = ['run', 'step', 'data', 'judge', 'n', 'truncation']
 SCORES = ['kid', 'fid', 'precision', 'recall', 'memorised']
@@ -26,26 +27,26 @@ COLUMNS = [*KEYS, 'kid_se', *SCORES, *(f'{k}_{e}' for e in ('floor', 'ceiling') 
 def measure(run, bound: float|None, n: int, ref) -> dict:
     "One row: KID is times 1000, shares are from 0 to 1."
     s = score_images(to_uint8(run.sample(n, truncation=bound)), ref)
-    row = dict(kid_se=1000*s['kid'].se) | {k: s[k].value for k in SCORES}
-    row |= {f'{k}_{e}': getattr(s[k], e) for e in ('floor', 'ceiling') for k in SCORES}
-    return row | {k: 1000*v for k, v in row.items() if k in ('kid', 'kid_floor', 'kid_ceiling')}
+    row = dict(kid_se=row_unit('kid')*s['kid'].se) | {k: row_unit(k)*s[k].value for k in SCORES}
+    ends = ('floor', 'ceiling')
+    return row | {f'{k}_{e}': row_unit(k)*getattr(s[k], e) for e in ends for k in SCORES}
 
 
 def line(cells: list, r: dict, end: str = '') -> str:
     "One line of the table; `end` chooses '', '_floor' or '_ceiling'."
-    v = {k: float(r[k + end]) for k in SCORES}
-    kid = f"{v['kid']:.1f}" + f" ± {float(r['kid_se']):.1f}"*(not end)
-    shares = [f"{v['precision']:.2f}", f"{v['recall']:.2f}", f"{v['memorised']:.1%}"]
-    return '| ' + ' | '.join([*cells, kid, f"{v['fid']:.1f}", *shares]) + ' |'
+    kid, *others = (show(k, r[k + end]) for k in SCORES)
+    if not end: kid += f" ± {show('kid', r['kid_se'])}"
+    return '| ' + ' | '.join([*cells, kid, *others]) + ' |'
 
 
 def table(rows: list) -> str:
     "Markdown: for each judge its runs, best KID first, then its floor and ceiling."
-    lines = ['| judge | run | bound | step | KID ×1000 | FID | precision | recall | memorised |',
-             '|---'*9 + '|']
+    heads = ['judge', 'run', 'bound', 'step', *(METRICS[k].title for k in SCORES)]
+    lines = ['| ' + ' | '.join(heads) + ' |', '|---'*len(heads) + '|']
     ends = dict(floor='real against real', ceiling='noise')
     for judge in dict.fromkeys(r['judge'] for r in rows):
-        own = sorted((r for r in rows if r['judge'] == judge), key=lambda r: float(r['kid']))
+        own = [r for r in rows if r['judge'] == judge]
+        own.sort(key=lambda r: METRICS['kid'].order(float(r['kid'])))
         for r in own:
             lines.append(line([judge, r['run'], r['truncation'] or 'none', f"{int(r['step']):,}"], r))
         for end, what in ends.items():

@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
+from pokegan.compare import row_unit
 from pokegan.core import replacing
 from pokegan.data import load_images
-from pokegan.metrics import real_reference, score_images
+from pokegan.metrics import METRICS, real_reference, score_images
 from pokegan.metrics.features import extractor
 from pokegan.latents.priors import sample
 from pokegan.latents.walks import lerp, slerp
@@ -53,10 +54,14 @@ def latents(run, n: int, seed: int, knob: str, value: str) -> torch.Tensor:
 def measure(run, ref, n: int, seed: int, knob: str, value: str) -> dict:
     "One row: new pictures with one setting, scored."
     s = score_images(sample(run.G, latents(run, n, seed, knob, value)), ref)
-    kid, row = s['kid'], {}
-    for k in ('precision', 'recall'): row |= {k: s[k].value, f'{k}_floor': s[k].floor}
-    return dict(kid=1000*kid.value, kid_se=1000*kid.se, kid_floor=1000*kid.floor,
-                memorised=s['memorised'].value) | row
+    row = dict(kid_se=row_unit('kid')*s['kid'].se, memorised=s['memorised'].value)
+    for k in ('kid', 'precision', 'recall'):
+        row |= {k: row_unit(k)*s[k].value, f'{k}_floor': row_unit(k)*s[k].floor}
+    return row
+
+
+def show(k: str, value) -> str: # a number of a row, as all tables print it
+    return METRICS[k].show(float(value)/row_unit(k))
 
 
 def read(path: Path) -> list:
@@ -79,14 +84,15 @@ def by_run(rows: list) -> dict: # (run, step) -> its rows
 
 def table(rows: list) -> str:
     "Markdown: a line for each run and setting."
-    lines = ['| run | knob | spread kept | KID ×1000 | precision | recall | memorised |', '|---'*7 + '|']
+    shown = ['precision', 'recall', 'memorised']
+    heads = ['run', 'knob', 'spread kept', *(METRICS[k].title for k in ('kid', *shown))]
+    lines = ['| ' + ' | '.join(heads) + ' |', '|---'*len(heads) + '|']
     for (run, step), own in by_run(rows).items():
         for r in own:
-            v = {k: float(r[k]) for k in VALUES}
             knob = r['knob'] if r['knob'] == 'none' else f"{r['knob']} {r['value']}"
-            kid = f"{v['spread']:.2f} | {v['kid']:.1f} ± {v['kid_se']:.1f}"
-            shares = f"{v['precision']:.2f} | {v['recall']:.2f} | {v['memorised']:.1%}"
-            lines.append(f'| {run} | {knob} | {kid} | {shares} |')
+            kid = f"{show('kid', r['kid'])} ± {show('kid', r['kid_se'])}"
+            cells = [run, knob, f"{float(r['spread']):.2f}", kid, *(show(k, r[k]) for k in shown)]
+            lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
 
@@ -121,7 +127,7 @@ def draw(rows: list) -> Figure:
             ax.set_xlim(1.05, .22)
         low.set_xlabel('spread of the latents that is kept', fontsize=8)
         if i % cols == 0:
-            top.set_ylabel('KID × 1000')
+            top.set_ylabel(METRICS['kid'].title)
             low.set_ylabel('share')
         if i == 0:
             for ax in (top, low): ax.legend(fontsize=7)
