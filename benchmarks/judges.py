@@ -11,13 +11,13 @@ measured again; OUT.md is the table, floor and ceiling of each judge below.
 import argparse
 from pathlib import Path
 
-from pokegan.compare import row_unit
+from pokegan.compare import row_unit, show_value
 from pokegan.core import replacing
 from pokegan.data import load_images, to_uint8
 from pokegan.metrics import METRICS, real_reference, score_images
 from pokegan.models.encoder import named_features
 from pokegan.runs import load_run
-from truncation import read, show, write
+from truncation import read, write
 
 KEYS = ['run', 'step', 'data', 'judge', 'n', 'truncation']
 SCORES = ['kid', 'fid', 'precision', 'recall', 'memorised']
@@ -34,8 +34,8 @@ def measure(run, bound: float|None, n: int, ref) -> dict:
 
 def line(cells: list, r: dict, end: str = '') -> str:
     "One line of the table; `end` chooses '', '_floor' or '_ceiling'."
-    kid, *others = (show(k, r[k + end]) for k in SCORES)
-    if not end: kid += f" ± {show('kid', r['kid_se'])}"
+    kid, *others = (show_value(k, float(r[k + end])) for k in SCORES)
+    if not end: kid += f" ± {show_value('kid', float(r['kid_se']))}"
     return '| ' + ' | '.join([*cells, kid, *others]) + ' |'
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from pokegan.compare import row_unit
+from pokegan.compare import row_unit, show_value
 from pokegan.core import replacing
 from pokegan.data import load_images
 from pokegan.metrics import METRICS, real_reference, score_images
@@ -60,10 +60,6 @@ def measure(run, ref, n: int, seed: int, knob: str, value: str) -> dict:
     return row
 
 
-def show(k: str, value) -> str: # a number of a row, as all tables print it
-    return METRICS[k].show(float(value)/row_unit(k))
-
-
 def read(path: Path) -> list:
     if not path.exists(): return []
     with open(path, newline='', encoding='utf-8') as f: return list(csv.DictReader(f))
@@ -90,8 +86,9 @@ def table(rows: list) -> str:
     for (run, step), own in by_run(rows).items():
         for r in own:
             knob = r['knob'] if r['knob'] == 'none' else f"{r['knob']} {r['value']}"
-            kid = f"{show('kid', r['kid'])} ± {show('kid', r['kid_se'])}"
-            cells = [run, knob, f"{float(r['spread']):.2f}", kid, *(show(k, r[k]) for k in shown)]
+            kid = f"{show_value('kid', float(r['kid']))} ± {show_value('kid', float(r['kid_se']))}"
+            cells = [run, knob, f"{float(r['spread']):.2f}", kid]
+            cells += [show_value(k, float(r[k])) for k in shown]
             lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
