@@ -73,7 +73,8 @@ def load_run(
 ) -> Run:
     "Open a run folder; no random number is drawn. Raises ValueError where it is not one."
     one_of('which', which, ('last', 'best'))
-    if step is not None and which != 'last': raise ValueError(f'which={which!r} or step={step}, not both')
+    if step is not None and which != 'last':
+        raise ValueError(f'which={which!r} or step={step}, not both')
     folder, ready = Path(folder), pretrained()
     if not folder.exists() and str(folder) in ready: folder = ready[str(folder)]
     if not (folder/'run.json').exists():
@@ -91,7 +92,7 @@ def _kept_at(folder:Path, step:int|None) -> Path|None: # the file of that step
     if step is None: return None
     steps = kept(folder)
     if step in steps: return steps[step]
-    there = f"there are {', '.join(map(str, steps))}" if steps else 'train with --keep-every to keep some'
+    there = f"there are {', '.join(map(str, steps))}" if steps else 'train with --keep-every'
     raise ValueError(f'{folder} kept no checkpoint of step {step}; {there}')
 
 def _filled(nets:dict, tensors:dict) -> dict: # those that were saved, with their weights

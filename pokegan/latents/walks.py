@@ -72,7 +72,8 @@ def ffmpeg(
     ImportError where there is no ffmpeg."""
     kind = Path(path).suffix.lower()
     if kind not in FILMS:
-        raise ValueError(f'{path} is neither .gif nor .mp4 nor .avi; a film is written as one of these')
+        raise ValueError(f'{path} is neither .gif nor .mp4 nor .avi; '
+                         'a film is written as one of these')
     if kind == '.gif': return None
     if found := shutil.which('ffmpeg'): return found
     try:
@@ -92,7 +93,8 @@ def write_film(
     a codec, OSError where the film cannot be written."""
     program, hold = ffmpeg(path), 0. if loop else 1.
     most = 120 if program else 50
-    if not 0 < fps <= most: raise ValueError(f'fps is {fps}; for {path} it must be above 0, {most} at most')
+    if not 0 < fps <= most:
+        raise ValueError(f'fps is {fps}; for {path} it must be above 0, {most} at most')
     if program: return _encode(program, x, path, fps)
     return write_gif([to_image(v) for v in x], path, len(x)/fps, palette=256, hold=hold)
 
