@@ -87,6 +87,10 @@ class Batch:
             with learning(nets): self.memo[key] = (make(), nets)
         return self.memo[key][0]
 
+    def fresh(self):
+        "Drop the latents and what was made of them; the reals stay."
+        self.memo = {k: v for k, v in self.memo.items() if k in ('idx', 'x')}
+
     @property
     def idx(self) -> Tensor: # (b,) which images x are: their labels stand at the same places
         return self.once('idx', lambda: self.t.indices(self.draw))
@@ -272,13 +276,17 @@ def gan_phases(
     paired:bool=False,              # g_loss takes (fake, real logits), as relativistic losses do
     targets:Callable|None=None,     # (n, generator, device) -> targets of reals, of fakes
     augment:Callable|None=None,     # (x, generator) -> x, differentiable; on all that D sees
-    penalty:Callable|None=None      # (D, x_real, x_fake, generator) -> scalar, of D's loss
+    penalty:Callable|None=None,     # (D, x_real, x_fake, generator) -> scalar, of D's loss
+    reuse:bool=True # G's move takes the latents and fakes that D has just seen; False: new ones
 ) -> list: # of phases
-    "The two-player game: D learns to tell, then G to fool. Both look at the same fake batch."
+    "The two-player game: D learns to tell, then G to fool."
     def fakes(b): return b.once('fake', lambda: G(b.z), G)
+    def D_fakes(b):
+        if reuse: return fakes(b).detach()
+        with torch.no_grad(): return G(b.z)
     def seen(x, b): return augment(x, b.generator) if augment else x
     def D_move(b):
-        x, x_hat = seen(b.x, b), seen(fakes(b).detach(), b)
+        x, x_hat = seen(b.x, b), seen(D_fakes(b), b)
         real, fake = D(x).float(), D(x_hat).float()
         wanted = targets(len(real), b.generator, real.device) if targets else ()
         loss, parts = d_loss(real, fake, *wanted), logit_stats(real, fake)
@@ -287,6 +295,7 @@ def gan_phases(
             extra = penalty(D, x.float(), x_hat.float(), b.generator)
         return loss + extra, parts | dict(penalty=extra.detach())
     def G_move(b):
+        if not reuse: b.fresh()
         fake = D(seen(fakes(b), b)).float()
         return (g_loss(fake, D(seen(b.x, b)).float()) if paired else g_loss(fake)), {}
     first, then = Phase('D', (D,), opt_D, D_move, after=after_D), Phase('G', (G,), opt_G, G_move)
