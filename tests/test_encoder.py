@@ -11,6 +11,7 @@ from pokegan.training.callbacks import read_log
 from pokegan.training.checkpoint import read_tensors
 from pokegan.training.trainer import Callback
 from pokegan.metrics.coverage import labelled_creatures
+from pokegan.models.classifier import rows_together
 from pokegan.models.recipe import to_plain
 from pokegan.models.encoder import (
     embeddings, Encoder, ENCODER_RECIPES, encoder_sets, EncoderRecipe, load_encoder, resnet,
@@ -109,6 +110,20 @@ def test_embeddings_of_a_set(creatures):
     assert E.training and e.shape == (50, 512)
     assert not e.requires_grad
     assert torch.allclose(e, E.eval().embed(to_float(creatures.x)), atol=1e-4)
+
+
+def test_embeddings_of_a_faithful_one_come_from_mixed_batches(creatures):
+    "Neighbours are often of one species; and none of 50 is left alone when 49 go together."
+    E, x = Encoder(3, 'imagenet', faithful=True).eval(), to_float(creatures.x)
+    e, want = embeddings(E, creatures, batch=49), torch.empty(50, 512)
+    mixed = rows_together(E, 50, 49)
+    assert [len(r) for r in mixed] == [25, 25] and mixed[0].tolist() != list(range(25))
+    with torch.no_grad():
+        for r in mixed: want[r] = E.embed(x[r])
+    assert torch.allclose(e, want, atol=1e-4)
+    few = labelled_creatures(12, [3, 8], 32)
+    with pytest.raises(ValueError, match='12 pictures are too few'):
+        replace(RECIPES['species'], faithful=True).sets(few)
 
 
 def test_pretrained_weights_are_used_or_one_line_says_what_to_do(monkeypatch):

@@ -1,19 +1,23 @@
 """Step 3 of PokeGAN-2.0: one slope over all scales against other ways to get it, one backward pass, who sees
-scales, exact resume."""
+scales, new latents for G, lengths in epochs, exact resume in each of the three steps."""
 import json
 from dataclasses import asdict, replace
 
 import pytest
 import torch
 
+from pokegan import runs
 from pokegan.data import Images, to_float
-from pokegan.training.checkpoint import flatten, load_state, save_state, write_tensors
+from pokegan.training.checkpoint import flatten, load_state, read_tensors, save_state, write_tensors
 from pokegan.training.losses import gp, PAIRS
-from pokegan.training.trainer import adam, Batch, Trainer
+from pokegan.training.trainer import adam, Batch, Callback, Trainer
+from pokegan.metrics.coverage import labelled_creatures
+from pokegan.models import encoder, recipe
 from pokegan.models.dcgan import conv_discriminator
 from pokegan.models.pokegan2 import (
     gp_scales, msg_phases, MultiScaleDiscriminator, POKEGAN2_RECIPES, PokeGAN2Recipe, start_from)
 from pokegan.models.pretraining import DilatedGenerator, pyramid
+from pokegan.recipes import variant
 
 SMALL = dict(size=16, nz=12, ngf=4, ndf=4, components=3, batch=4)
 NAMED = {r.name: r for r in POKEGAN2_RECIPES}
@@ -127,6 +131,34 @@ def test_one_backward_pass_for_each_move_and_one_fake_batch_for_both(monkeypatch
     assert calls == ['G', 'backward', 'backward']*2
 
 
+class Watched(torch.nn.Module):
+    "Keeps the latents that G was given, and whether a gradient was wanted."
+    def __init__(self, G):
+        super().__init__()
+        self.G, self.seen = G, []
+
+    def forward(self, z, **kw):
+        out = self.G(z, **kw)
+        self.seen.append((z, (out[-1] if kw else out).requires_grad))
+        return out
+
+
+@pytest.mark.parametrize('name', TOYS)
+def test_published_games_draw_new_latents_for_G(name):
+    "One real batch, one move of G, no gradient through G for D; `redraw='batch'` saves the second pass."
+    r = TOYS[name]
+    assert (r.redraw, PokeGAN2Recipe('mine', 'me').redraw) == ('move', 'batch')
+    for redraw in ('move', 'batch'):
+        nets = r.networks(0)
+        nets['G'] = G = Watched(nets['G'])
+        t = Trainer(nets, replace(r, redraw=redraw).phases(nets), noise(), nets['mixture'], 4, **CPU)
+        t.fit(steps=1)
+        latents, wanted = zip(*G.seen)
+        assert wanted == ((True,)*r.d_rounds if redraw == 'batch' else (False,)*r.d_rounds + (True,))
+        assert len({z.sum().item() for z in latents}) == len(latents), 'all are new'
+        assert t.batch.draw == r.d_rounds - 1, 'and G needs no reals of its own'
+
+
 def learners(t, phase): # the networks that a move changes, running statistics aside
     was = copies(flatten(t.nets))
     t.run_phase(phase, Batch(t))
@@ -199,7 +231,10 @@ def test_there_are_four_with_the_published_update_rules():
     (dict(d_norm='batch'), "give d_norm='none'"),
     (dict(penalty='r1'), 'msg goes with'),
     (dict(loss='relativistic'), 'msg goes with'),
-    (dict(loss='x'), 'loss')])
+    (dict(loss='x'), 'loss'),
+    (dict(encoder='resnet'), "encoder is 'resnet'"),
+    (dict(pixel_weight=-1.), 'pixel_weight is -1'),
+    (dict(pretrain_epochs=-2.), 'pretrain_epochs is -2')])
 def test_wrong_recipes(wrong, says):
     with pytest.raises(ValueError, match=says): replace(MSG, **wrong)
 
@@ -250,3 +285,87 @@ def test_in_bfloat16_the_penalty_stays_in_full_precision():
     assert all(torch.isfinite(v) for v in t.logs.values())
     assert t.logs['D/penalty'].dtype == torch.float32
     assert to_float(noise().x).dtype == torch.float32
+
+
+# ---- all three steps ----
+
+TINY = dict(size=32, ngf=4, ndf=4, components=3, batch=8, amp=False)
+STEPS = 'encoder', 'pretrain', '.'
+
+
+@pytest.fixture
+def small_resnet(monkeypatch):
+    from torchvision.models.resnet import BasicBlock, ResNet
+    monkeypatch.setattr(encoder, 'resnet', lambda pretrained=False: ResNet(BasicBlock, [1, 1, 1, 1]))
+
+
+@pytest.fixture(scope='module')
+def creatures(): return labelled_creatures(50, [3, 8, 5], 32)
+
+
+def info(folder): return json.loads((folder/'run.json').read_text(encoding='utf-8'))
+def state(folder): return read_tensors(folder/'state.safetensors')[0]
+
+
+class StopCB(Callback): # in place of a callback that does not matter here
+    at = () # network, step
+    def after_step(self, t):
+        if (''.join(k for k in 'ED' if k in t.nets), t.step) == self.at: raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('name, changes', [
+    ('pokegan2-dcgan', dict()),
+    ('pokegan2-msg', dict(faithful=True, pixel_weight=0.))])
+def test_steps_in_epochs_stopped_in_each_and_resumed(name, changes, creatures, small_resnet,
+                                                     monkeypatch, tmp_path):
+    """Passes through 40 pictures that the encoder learns from, 64 at a time; through all 50, 32 and 8 at a
+    time. Interrupted in each step, the same bits as a run that never was."""
+    monkeypatch.setattr(recipe, 'LoadCB', StopCB)
+    r, how = NAMED[name], dict(data=creatures, device='cpu', progress=False)
+    changes = changes | dict(encoder_epochs=4., pretrain_epochs=2.5, **TINY)
+    runs.train(name, run=tmp_path/'whole', epochs=1, **how, **changes)
+    at, draws = tmp_path/'parts', r.d_rounds
+    want = [3, 4, -(-50//(8*draws))] # 160/64, 125/32, 50/8 or 50/16, rounded up
+    for k, n in zip(STEPS, want):
+        mine = info(tmp_path/'whole'/k)
+        assert (mine['step'], mine['stopped']) == (n, '')
+    stops = [('E', 2), ('', 3), ('D', 2)]
+    for i, StopCB.at in enumerate(stops):
+        try:
+            if i: runs.resume(at, **how)
+            else: runs.train(name, run=at, epochs=1, **how, **changes)
+        except KeyboardInterrupt: assert i < 2
+        assert (info(at/STEPS[i])['step'], info(at/STEPS[i])['stopped']) == (stops[i][1], 'interrupted')
+    StopCB.at = ()
+    runs.resume(at, **how)
+    for k in STEPS:
+        a, b = state(tmp_path/'whole'/k), state(at/k)
+        assert same(a, b), k
+        assert info(at/k)['budget'] == info(tmp_path/'whole'/k)['budget'], k
+
+
+def test_what_a_recipe_says_reaches_steps_1_and_2(creatures, small_resnet, tmp_path):
+    name, changes = variant('pokegan2-dcgan:faithful=yes,pixel_weight=0,encoder_epochs=1')
+    runs.train(name, creatures, tmp_path, steps=2, device='cpu', progress=False, **changes | TINY)
+    kept = [info(tmp_path/k) for k in STEPS]
+    assert kept[0]['recipe']['faithful'] and kept[2]['recipe']['faithful']
+    assert kept[1]['recipe']['pixels'] == kept[2]['recipe']['pixel_weight'] == 0
+    assert [k['step'] for k in kept] == [1, 2, 2], 'epochs for one step, the budget for the others'
+    E = encoder.load_encoder(tmp_path/'encoder')
+    assert E.norm.running_mean is None
+    with pytest.raises(ValueError, match='cannot judge'): encoder.named_features(tmp_path/'encoder', 'cpu')
+
+
+def test_epochs_of_a_step_need_no_minutes(creatures, small_resnet, tmp_path):
+    "40 % and 30 % are for the steps before, unless these have epochs; nobody waits for the clock here."
+    for changes, before, given in (
+            (dict(), .007, [.004, .003]),
+            (dict(encoder_epochs=1.), .003, [None, .003]),
+            (dict(encoder_epochs=1., pretrain_epochs=1.), 0., [None, None])):
+        at = tmp_path/str(len(changes))
+        runs.train('pokegan2-dcgan', creatures, at, minutes=.01, device='cpu', progress=False,
+                   **changes | TINY)
+        kept = [info(at/k)['budget'] for k in STEPS]
+        assert kept[2]['before'] == pytest.approx(before)
+        assert [k['minutes'] for k in kept[:2]] == [v and pytest.approx(v) for v in given]
+        assert [k['epochs'] for k in kept] == [None if v else 1. for v in given] + [None]

@@ -44,6 +44,13 @@ def test_an_old_run_draws_what_it_drew(name):
     assert np.abs(side_by_side(x) - was).max() <= 2, 'another processor may round in another way'
 
 
+def test_an_old_game_keeps_its_rules():
+    "What run.json did not yet say: one batch of fakes for D and G, budgets, pixels in step 2."
+    r = load_run(OLD/'pokegan2').recipe
+    now = dict(redraw='batch', faithful=False, pixel_weight=1., encoder_epochs=0., pretrain_epochs=0.)
+    assert {k: getattr(r, k) for k in now} == now
+
+
 def test_pictures_have_the_codes_that_they_had():
     run = load_run(OLD/'aegan')
     was = torch.tensor([[.0423, .0014], [.0427, .0023], [.0424, .0017], [.0424, .0016]])

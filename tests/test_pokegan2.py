@@ -192,6 +192,23 @@ def test_one_look_at_each_picture(features, looks):
     assert set(t.logs) == {'G/loss', 'G/features', 'G/pixels'}
 
 
+def test_features_alone():
+    "The loss is the perceptual one, and G's small pictures, which E does not see, learn nothing."
+    r = replace(TOY, pixels=0.)
+    t = game(r)
+    was = copies(t.nets['G'].rgb.state_dict())
+    t.fit(steps=2)
+    assert t.logs['G/loss'] == t.logs['G/features'] > 0 and t.logs['G/pixels'] > 0
+    learned = {k[0] for k, p in t.nets['G'].rgb.state_dict().items() if not torch.equal(p, was[k])}
+    assert learned == {'2'}, 'of three'
+
+
+@pytest.mark.parametrize('weights', [(0., 0.), (1., -1.), (-1., 2.)])
+def test_wrong_weights(weights):
+    G = TOY.networks(0)['G']
+    with pytest.raises(ValueError, match='pixel_weight'): pretrain_phases(G, encoder(), adam(G), *weights)
+
+
 def test_the_encoder_is_frozen_and_everything_in_G_learns():
     E = encoder()
     before = copies(E.state_dict())
@@ -249,6 +266,8 @@ def test_inputs_beside_reconstructions(tmp_path):
     (dict(kind='l3'), "kind is 'l3'"),
     (dict(size=50), 'size'),
     (dict(features=0., pixels=0.), 'both 0'),
+    (dict(pixels=-1.), 'pixels is -1'),
+    (dict(encoder='resnet'), "encoder is 'resnet'"),
     (dict(norm='layer'), 'norm'),
     (dict(lr=-1.), 'lr')])
 def test_wrong_recipes(wrong, says):

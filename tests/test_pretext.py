@@ -10,8 +10,8 @@ from pokegan.data import Images
 from pokegan.training.trainer import adam, Callback, Trainer
 from pokegan.metrics.coverage import labelled_creatures
 from pokegan.models.classifier import (
-    accuracy, AccuracyCB, by_label, by_rotation, classifier_phases, rotate, split_rows,
-    subset, three_sets, turned)
+    accuracy, AccuracyCB, by_label, by_rotation, classifier_phases, rotate, rows_together,
+    split_rows, subset, three_sets, turned)
 
 
 def noise(n=40, size=16, **labels):
@@ -112,6 +112,18 @@ def test_accuracy_agrees_with_scikit_learn():
     assert a['loss'] == pytest.approx(log_loss(y, p/p.sum(1, keepdims=True)), rel=1e-4) and E.training
     few = subset(images, torch.arange(3), **{'class': [0, 1, 2]})
     assert accuracy(small(3), few)['top5'] == 1, 'fewer than five classes'
+
+
+def test_who_answers_by_the_batch_is_asked_in_mixed_company():
+    "And each answer is held against its own picture's class."
+    images = noise(41, **{'class': [i//5 for i in range(41)]})
+    E = nn.Sequential(small(9), nn.BatchNorm1d(9, track_running_stats=False)).eval()
+    assert torch.equal(torch.cat(rows_together(small(9), 41, 20)), torch.arange(41)), 'others in order'
+    rows = rows_together(E, 41, 20)
+    assert [len(r) for r in rows] == [14, 14, 13], 'nobody is left alone'
+    assert torch.cat(rows).sort().values.tolist() == list(range(41))
+    with torch.no_grad(): right = sum((E(images.x[r]/127.5 - 1).argmax(1) == r//5).sum().item() for r in rows)
+    assert accuracy(E, images, batch=20)['top1'] == pytest.approx(right/41)
 
 
 class NoteCB(Callback): # notes the steps with a look, and stops once

@@ -23,8 +23,9 @@ from ..training.checkpoint import read_tensors, unflatten
 from ..training.schedules import cosine, ScheduleCB
 from ..training.trainer import adam, Callback, check_budget, Trainer
 from ..metrics.features import Extractor, extractor
-from .classifier import (
-    accuracy, AccuracyCB, classifier_phases, split_rows, subset, TASKS, three_sets, turned)
+from pokegan.models.classifier import (
+    accuracy, AccuracyCB, classifier_phases, rows_together, split_rows, subset, TASKS,
+    three_sets, turned)
 from .recipe import fit_run, from_plain, make_trainer, Recipe
 
 # %% ../../nbs/11b_encoder.ipynb #c007
@@ -106,7 +107,8 @@ def embeddings(
     def some(rows): return E.embed(to_float(images.batch(rows, device))).cpu()
     try:
         E.eval()
-        return torch.cat([some(rows) for rows in torch.arange(len(images)).split(batch)])
+        together = rows_together(E, len(images), batch)
+        return torch.cat([some(rows) for rows in together])[torch.cat(together).argsort()]
     finally: E.train(was)
 
 # %% ../../nbs/11b_encoder.ipynb #c022
@@ -176,6 +178,9 @@ def _sets(self:EncoderRecipe, images:Images, seed:int=0) -> tuple:
     "The recipe with `classes`, its sets, what run.json holds."
     names, sets = encoder_sets(self, images, seed)
     rows = {k: len(s) for k, s in sets.items()}
+    if self.faithful and min(rows.values()) < 2:
+        raise ValueError(f'{len(images)} pictures are too few for faithful=yes: '
+                         'of those for val and test it looks at two or more at once')
     return replace(self, classes=len(names)), sets, dict(names=names, data=dict(rows=rows))
 
 def _phases(self:EncoderRecipe, nets:dict) -> list:
@@ -204,11 +209,12 @@ EncoderRecipe.callbacks, EncoderRecipe.augment = _callbacks, _augment
 # %% ../../nbs/11b_encoder.ipynb #c024
 ENCODER_RECIPES = (
     EncoderRecipe('encoder-species', 'system 5, step 1: ResNet-34 names species',
-        'from scratch, and running statistics', stem_kind='imagenet'),
+        'from scratch, and running statistics (its own: faithful=yes); ours throughout: rates, '
+        'mirrored and moved pictures, smoothed labels', stem_kind='imagenet'),
     EncoderRecipe('encoder-sprites', 'encoder-species for a graphics processor',
         'a stem that keeps more of 64 px: larger maps, more than twice the cost'),
     EncoderRecipe('encoder-rotnet', 'system 5, the other pretext: which way is up (Gidaris 2018)',
-        'one direction of each picture in a batch, not all four',
+        'one direction of each picture in a batch, not all four; else as encoder-species',
         task='rotation', stem_kind='imagenet', smoothing=0.),
 )
 
@@ -272,6 +278,8 @@ def named_features(
     folder = Path(name) if isinstance(name, (str, Path)) else None
     if folder is None or not (folder/'run.json').exists(): return extractor(name, device)
     E, info = load_encoder(folder), json.loads((folder/'run.json').read_text())
+    if info['recipe'].get('faithful'):
+        raise ValueError(f'{folder} cannot judge: trained with faithful=yes, it answers by the batch')
     name, size = info['recipe']['name'], info['data']['size']
     mark = hashlib.sha256((folder/'last.safetensors').read_bytes()).hexdigest()[:8]
     own = Extractor(name, _Embedded(E), size, 512, head=E.head, weights=mark)

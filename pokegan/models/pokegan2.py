@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn, Tensor
 
-from ..core import replacing
+from ..core import one_of, replacing
 from ..training.checkpoint import read_tensors, unflatten
 from ..training.losses import clip_weights, PAIRED, PAIRS, PENALTIES
 from ..training.trainer import gan_phases, logit_stats, optimiser, Phase
@@ -80,20 +80,26 @@ def msg_phases(
     *,
     weight:float=10., # of `gp_scales`, which joins D's loss and its one backward pass; 0: none
     d_rounds:int=1, # how often D moves in one step
-    after_D:Callable|None=None # called after each step of D
+    after_D:Callable|None=None, # called after each step of D
+    redraw:str='batch' # as in `gan_phases`: 'batch' or 'move'
 ) -> list: # of phases
     "The two-player game over all scales. Whatever else looks at G sees one picture, as ever."
     def fakes(b): return b.once('fake', lambda: G(b.z, scales=True), G)
+    def D_fakes(b):
+        if redraw == 'batch': return fakes(b)
+        with torch.no_grad(): return G(b.z, scales=True)
     def D_move(b):
         x = b.once('scales', lambda: pyramid(b.x))
-        x_hat = [s.detach().float() for s in fakes(b)]
+        x_hat = [s.detach().float() for s in D_fakes(b)]
         real, fake = D(x).float(), D(x_hat).float()
         loss, parts = d_loss(real, fake), logit_stats(real, fake)
         if not weight: return loss, parts
         with torch.autocast(b.x.device.type, enabled=False):
             extra = weight*gp_scales(D, x, x_hat, b.generator)
         return loss + extra, parts | dict(penalty=extra.detach())
-    def G_move(b): return g_loss(D(fakes(b)).float()), {}
+    def G_move(b):
+        if redraw == 'move': b.new_latents()
+        return g_loss(D(fakes(b)).float()), {}
     return [Phase('D', (D,), opt_D, D_move, after=after_D)]*d_rounds + [Phase('G', (G,), opt_G, G_move)]
 
 # %% ../../nbs/12b_multiscale.ipynb #c019
@@ -117,6 +123,8 @@ def start_from(
 class PokeGAN2Fields(DilatedRecipe):
     "All that step 3 is made of, as plain values."
     pretrained:bool = True # G starts from step 2; False: from nothing, to compare
+    faithful:bool = False # step 1: batch statistics always behind the embedding, as the original
+    pixel_weight:float = 1. # step 2: of the pixel loss; 0: the perceptual loss alone
     ndf:int = 24 # channels of D's first block
     d_norm:str = 'none' # of D
     msg:bool = False # D sees all scales
@@ -124,11 +132,14 @@ class PokeGAN2Fields(DilatedRecipe):
     opt:str = 'adam' # 'adam' or 'rmsprop'
     g_lr:float = 0. # learning rate of G; 0: as D's, `lr`
     d_rounds:int = 1 # updates of D in a step
+    redraw:str = 'batch' # new latents with each 'batch' of reals (G plays D's), or for each 'move'
     clip:float = 0. # D's weights are held within +-clip; 0: free
     penalty:str = '' # on D's slope: 'gp', 'r1', 'r2' or none
     penalty_weight:float = 10. # its factor
     encoder_share:float = 0.4 # of a budget in minutes, for step 1
     pretrain_share:float = 0.3 # … for step 2; the rest is for the GAN
+    encoder_epochs:float = 0. # length of step 1 in passes through its pictures; 0: by the budget
+    pretrain_epochs:float = 0. # … of step 2
 
 # %% ../../nbs/12b_multiscale.ipynb #c020b
 @dataclass(frozen=True)
@@ -137,6 +148,7 @@ class PokeGAN2Recipe(PokeGAN2Fields):
     family = 'pokegan2'
 
     def check(self):
+        one_of('redraw', self.redraw, ('batch', 'move'))
         if self.msg and (self.penalty not in ('', 'gp') or self.loss == 'relativistic'):
             raise ValueError("msg goes with bce, hinge or wgan, and with penalty 'gp' or none")
 
@@ -151,7 +163,8 @@ class PokeGAN2Recipe(PokeGAN2Fields):
 
     def pretrain(self) -> PretrainRecipe: # the recipe of step 2 whose G and mixture fit
         same = 'encoder size nz ngf dilate norm components latent amp'.split()
-        return replace(PRETRAIN_RECIPES[0], **{k: getattr(self, k) for k in same})
+        same = {k: getattr(self, k) for k in same}
+        return replace(PRETRAIN_RECIPES[0], pixels=self.pixel_weight, **same)
 
     def slope_penalty(self, D, *pictures_and_generator):
         return self.penalty_weight*PENALTIES[self.penalty](D, *pictures_and_generator)
@@ -163,21 +176,27 @@ class PokeGAN2Recipe(PokeGAN2Fields):
         opt_D = optimiser(self.opt, D, self.lr, self.betas)
         def clip(): clip_weights(D, self.clip)
         game = G, D, opt_G, opt_D, d_loss, g_loss
-        common = dict(d_rounds=self.d_rounds, after_D=clip if self.clip else None)
+        common = dict(d_rounds=self.d_rounds, after_D=clip if self.clip else None, redraw=self.redraw)
         if self.msg:
             return msg_phases(*game, weight=self.penalty_weight if self.penalty else 0., **common)
         penalty = self.slope_penalty if self.penalty else None
         return gan_phases(*game, paired=g_loss in PAIRED, penalty=penalty, **common)
 
 # %% ../../nbs/12b_multiscale.ipynb #c020d
-def _steps_before(self:PokeGAN2Recipe, images) -> list: # (folder, recipe, share of the minutes)
+def _steps_before(self:PokeGAN2Recipe, images) -> list: # (folder, recipe, share, epochs)
     "What comes before: an encoder, by names where the pictures have some, and a generator that paints."
     if not self.pretrained: return []
     named = {'species', 'name'} & images.labels.keys()
     name = self.encoder if named else 'encoder-rotnet'
     encoder = next(r for r in ENCODER_RECIPES if r.name == name)
-    return [('encoder', replace(encoder, size=self.size), self.encoder_share),
-            ('pretrain', self.pretrain(), self.pretrain_share)]
+    encoder = replace(encoder, size=self.size, faithful=self.faithful)
+    return [('encoder', encoder, self.encoder_share, self.encoder_epochs),
+            ('pretrain', self.pretrain(), self.pretrain_share, self.pretrain_epochs)]
+
+def _part(budget:dict, share:float, epochs:float) -> dict: # a budget
+    "Epochs of its own for a step before the GAN; else as many steps, and a share of the minutes."
+    if epochs: return budget | dict(steps=None, minutes=None, epochs=epochs)
+    return budget | dict(minutes=budget['minutes'] and share*budget['minutes'])
 
 def _fit_before(r:Recipe, images, at:Path, budget:dict, how:dict) -> dict: # budget it had
     "Steps 1 and 2 in a folder of their own, begun, taken up again or left as they are."
@@ -197,9 +216,9 @@ def train_pokegan2(
     "All three: an encoder in folder/encoder, a generator that paints in folder/pretrain, then the GAN."
     folder, how = Path(folder), dict(how, team=team)
     if not again and not team.rank(): _write_plan(self, images, folder, budget, how)
-    minutes, spent = budget['minutes'], 0.
-    for name, r, share in self.steps_before(images):
-        mine = _fit_before(r, images, folder/name, budget | dict(minutes=minutes and share*minutes), how)
+    spent = 0.
+    for name, r, *length in self.steps_before(images):
+        mine = _fit_before(r, images, folder/name, _part(budget, *length), how)
         spent += mine['minutes'] or 0.
     return fit_run(self, images, folder, budget | dict(before=spent), again=again, **how)
 
@@ -214,16 +233,23 @@ def _write_plan(r:Recipe, images, folder:Path, budget:dict, how:dict):
 PokeGAN2Recipe.steps_before, PokeGAN2Recipe.fit = _steps_before, train_pokegan2
 
 # %% ../../nbs/12b_multiscale.ipynb #c021
-_gp = dict(loss='wgan', penalty='gp', d_rounds=2, lr=2e-4, g_lr=5e-5, betas=(0., 0.9), ema=0.998,
+_ours = (
+    'each latent from its own component, by weight (its own: one for a whole batch, weights unused); '
+    'running statistics behind the embedding (its own: faithful=yes); '
+    'in step 2 pixels besides features (its option: pixel_weight=0); '
+    'your pictures, not its 80,000 of 799 species; '
+    'ours throughout: dilations 2, 4, 4 in blocks added to what they see, all widths, 32 components, '
+    "D's layers, weights from N(0, 0.02) without spectral norm, an average of G, "
+    "and rates, of which it names none: those of the loss's paper")
+_shared = dict(redraw='move', ema=0.998, epochs=5)
+_gp = dict(loss='wgan', penalty='gp', d_rounds=2, lr=2e-4, g_lr=5e-5, betas=(0., 0.9), **_shared,
     differs="D moves twice in a step, not five times, and G at a quarter of D's rate, "
-            'because G has learned already')
-_all = ('each latent from its own component; '
-        'the original names no rates: these are those of the paper of the loss')
+            'because G has learned already; ' + _ours)
 POKEGAN2_RECIPES = (
-    PokeGAN2Recipe('pokegan2-dcgan', 'system 5, step 3 with the loss of DCGAN', _all,
-        lr=2e-4, betas=(0.5, 0.999), d_norm='batch', ema=0.998),
-    PokeGAN2Recipe('pokegan2-wgan', 'system 5, step 3 with the loss of WGAN', _all,
-        loss='wgan', opt='rmsprop', clip=0.01, d_rounds=5, lr=5e-5, d_norm='batch', ema=0.998),
+    PokeGAN2Recipe('pokegan2-dcgan', 'system 5, step 3 with the loss of DCGAN', _ours,
+        lr=2e-4, betas=(0.5, 0.999), d_norm='batch', **_shared),
+    PokeGAN2Recipe('pokegan2-wgan', 'system 5, step 3 with the loss of WGAN', _ours,
+        loss='wgan', opt='rmsprop', clip=0.01, d_rounds=5, lr=5e-5, d_norm='batch', **_shared),
     PokeGAN2Recipe('pokegan2-wgangp', 'system 5, step 3 with the loss of WGAN-GP', **_gp),
     PokeGAN2Recipe('pokegan2-msg', msg=True, **_gp,
         source='system 5, step 3 with WGAN-GP and multi-scale gradients (Karnewar and Wang 2020)'),

@@ -21,7 +21,7 @@ from ..training.trainer import adam, Phase
 from ..latents.mixture import fit_mixture, Mixture
 from .autoencoder import interleaved
 from .dcgan import init_dcgan, make_norm, n_doublings, resize_up, up
-from .encoder import embeddings, Encoder, load_encoder
+from .encoder import embeddings, Encoder, ENCODER_RECIPES, load_encoder
 from .recipe import Recipe, SOLO
 
 # %% ../../nbs/12a_pokegan2.ipynb #c009
@@ -143,11 +143,14 @@ def pretrain_phases(
     G:DilatedGenerator,
     E:Encoder, # frozen here, and on the device already
     opt:torch.optim.Optimizer, # of G
-    features:float=1., # weight of the perceptual loss; 0: E does not look at G's pictures at all
-    pixels:float=1., # weight of the pixel loss, mean over all scales
+    feature_weight:float=1., # of the perceptual loss; 0: E does not look at G's pictures at all
+    pixel_weight:float=1., # of the pixel loss, mean over all scales; 0: the perceptual loss alone
     kind:str='l1' # 'l1' or 'mse', of both
 ) -> list: # of one phase, 'G'
     "Paint each picture from its embedding. E looks once at the real pictures and once at G's."
+    if min(feature_weight, pixel_weight) < 0 or not feature_weight + pixel_weight > 0:
+        raise ValueError(f'feature_weight is {feature_weight} and pixel_weight {pixel_weight}; '
+                         'give numbers of 0 or more, one of them above 0')
     E.eval().requires_grad_(False)
     def look(x):
         with torch.no_grad(): return E.look(x)
@@ -156,8 +159,9 @@ def pretrain_phases(
         out = G(z, scales=True)
         pixel = torch.stack([pixel_loss(a, t, kind) for a, t in zip(out, pyramid(b.x))]).mean()
         feature = pixel.new_zeros(())
-        if features: feature = perceptual_loss(E.look(out[-1])[0], maps, kind)
-        return features*feature + pixels*pixel, dict(features=feature.detach(), pixels=pixel.detach())
+        if feature_weight: feature = perceptual_loss(E.look(out[-1])[0], maps, kind)
+        loss = feature_weight*feature + pixel_weight*pixel
+        return loss, dict(features=feature.detach(), pixels=pixel.detach())
     return [Phase('G', (G,), opt, G_move)]
 
 # %% ../../nbs/12a_pokegan2.ipynb #c040
@@ -194,6 +198,7 @@ class DilatedRecipe(Recipe):
     "What the recipes of steps 2 and 3 share."
     needs = dict(encoder=dict(torchvision='torchvision', sklearn='scikit-learn'))
     published = ('G', 'mixture')
+    choices = Recipe.choices | dict(encoder=tuple(r.name for r in ENCODER_RECIPES))
     nz:int = 512 # values in an embedding, which is G's latent
     batch:int = 32 # images in a batch
     lr:float = 1e-3 # learning rate
@@ -216,9 +221,9 @@ class DilatedRecipe(Recipe):
 class PretrainRecipe(DilatedRecipe):
     "All that step 2 is made of, as plain values."
     family = 'pokegan2-pretrain'
-    choices = Recipe.choices | dict(kind=('l1', 'mse'))
+    choices = DilatedRecipe.choices | dict(kind=('l1', 'mse'))
     features:float = 1. # weight of the perceptual loss
-    pixels:float = 1. # weight of the pixel loss
+    pixels:float = 1. # weight of the pixel loss; 0: the perceptual loss alone
     kind:str = 'l1' # of both: 'l1' or 'mse'
 
     def check(self):
@@ -246,6 +251,7 @@ class PretrainRecipe(DilatedRecipe):
 
 PRETRAIN_RECIPES = (
     PretrainRecipe('pokegan2-pretrain', 'system 5, step 2: G paints pictures from their embeddings',
-        'running statistics in the encoder; maps in units of their own size, '
-        'and pixels at all scales'),
+        'pixels at all scales besides the features (its own option: pixels=0); maps in units of '
+        'their own size; running statistics in the encoder; ours throughout: dilations 2, 4, 4 in '
+        'blocks added to what they see, all widths, rates, weights from N(0, 0.02)'),
 )

@@ -325,6 +325,7 @@ def split_gan_phases(
     loss:Callable, # (logits, target) -> scalar
     *,
     d_rounds:int=1, g_rounds:int=1,
+    real_target:float=1., fake_target:float=0., # what D should say
     redraw:str='move' # 'move': new latents for each move, and all rounds share one batch of reals; or 'batch'
 ) -> list: # of phases
     "System 1's game: D learns from fakes alone, then from reals alone; then G."
@@ -336,12 +337,13 @@ def split_gan_phases(
     def D_fake(b):
         logits = D(fakes(b).detach()).float()
         seen = logits.detach()
-        return loss(logits, 0.), dict(fake=seen.mean(), acc=(seen <= 0).float().mean())
+        return loss(logits, fake_target), dict(fake=seen.mean(), acc=(seen <= 0).float().mean())
     def D_real(b):
         logits = D(b.x).float()
         seen = logits.detach()
-        return loss(logits, 1.), dict(real=seen.mean(), acc=(seen > 0).float().mean())
+        return loss(logits, real_target), dict(real=seen.mean(), acc=(seen > 0).float().mean())
     def G_move(b): return loss(D(fakes(b)).float(), 1.), {}
     again = 'latents' if moves else 'both'
-    D_moves = [Phase('D_fake', (D,), opt_D, D_fake, again=again), Phase('D_real', (D,), opt_D, D_real, again=again)]
+    D_moves = [Phase('D_fake', (D,), opt_D, D_fake, again=again),
+               Phase('D_real', (D,), opt_D, D_real, again=again)]
     return D_moves*d_rounds + [Phase('G', (G,), opt_G, G_move, again=again)]*g_rounds
