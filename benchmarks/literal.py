@@ -1,6 +1,6 @@
 """DCGAN819 once more, in plain PyTorch and with nothing of this package: what the recipe must agree with.
 
-Facts: system 4 of the course. Every switch takes the loop one step away from what was published, to bisect by."""
+Facts: system 4 of the course. Every switch takes the loop one step away from what was published."""
 import torch
 from torch import nn
 from torch.nn.utils import spectral_norm
@@ -69,4 +69,5 @@ class Literal:
         self.right.append(((real > .5).float().mean() + (fake <= .5).float().mean()).item()/2)
 
 def cross_entropy(p, t): # targets may leave [0,1], which PyTorch's own does not allow
-    return -(t*p.clamp_min(1e-38).log().clamp_min(-100) + (1-t)*(1-p).clamp_min(1e-38).log().clamp_min(-100)).mean()
+    def log(v): return v.clamp_min(1e-38).log().clamp_min(-100)
+    return -(t*log(p) + (1-t)*log(1-p)).mean()

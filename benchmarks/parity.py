@@ -3,12 +3,13 @@
     python benchmarks/parity.py bisect --data data/kaggle819-64 --steps 300 --every 100 --seeds 0 1 2
     python benchmarks/parity.py sheets RUN … --data data/kaggle819-64
 
-`bisect` trains DCGAN819 and a literal copy of its published loop from the same pictures, and the copy with one
-thing changed at a time. `sheets` scores the pictures of finished runs. Both score as the published sheets must be
-scored: 64 tiles of 64 px with 2 px between them, a JPEG of 530 px and quality 75, cut again, beside real pictures
-that went the same way. KID is times 1000. Sheets were drawn with batch statistics (G in training mode);
-`plain` is what a user of this package gets: running statistics, and no JPEG. Rows go to OUT.csv as they are
-measured; what is there is not measured again.
+`bisect` trains DCGAN819 and a literal copy of its published loop from the same pictures, and the
+copy with one thing changed at a time. `sheets` scores the pictures of finished runs. Both score as
+the published sheets must be scored: 64 tiles of 64 px with 2 px between them, a JPEG of 530 px and
+quality 75, cut again, beside real pictures that went the same way. KID is times 1000. Sheets were
+drawn with batch statistics (G in training mode); `plain` is what a user of this package gets:
+running statistics, and no JPEG. Rows go to OUT.csv as they are measured; what is there is not
+measured again.
 """
 import argparse, copy, io, time
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""Networks and recipes of lessons 03 and 09d, checked on what is built: counts, shapes, starts, Keras' padding
-by hand, and DCGAN819 against a literal copy of its published loop."""
+"""Networks and recipes of lessons 03 and 09d, checked on what is built: counts, shapes, starts, Keras'
+padding by hand, and DCGAN819 against a literal copy of its published loop."""
 import itertools, json
 from dataclasses import FrozenInstanceError, asdict, replace
 
@@ -159,7 +159,8 @@ def test_system_2s_code_has_offsets_and_no_gains():
 
 def test_system_3s_options():
     kw = dict(size=32, nz=6, ngf=8)
-    plain, normed = conv_generator(**kw, stem='linear'), conv_generator(**kw, stem='linear-norm', flipped=True)
+    plain = conv_generator(**kw, stem='linear')
+    normed = conv_generator(**kw, stem='linear-norm', flipped=True)
     assert [type(m).__name__ for m in normed.blocks[0]] == ['Linear', 'Unflatten', 'BatchNorm2d', 'LeakyReLU']
     assert [type(m).__name__ for m in plain.blocks[0]] == ['Linear', 'Unflatten']
     assert isinstance(normed.blocks[-1][0], nn.ConvTranspose2d) and isinstance(plain.blocks[-1][0], nn.Conv2d)

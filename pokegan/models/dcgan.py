@@ -94,7 +94,7 @@ def _to_rgb(stem:str, nf:int, resize:bool, flipped:bool) -> nn.Sequential: # (b,
     return nn.Sequential(last, nn.Tanh())
 
 # %% ../../nbs/03_dcgan.ipynb #c028
-FIRST_BLOCKS = ('conv', 'linear', 'linear-norm') # k4, norm, ReLU; dense with bias; the same with norm and LReLU
+FIRST_BLOCKS = ('conv', 'linear', 'linear-norm') # k4, norm, ReLU; dense; dense, norm, LReLU
 
 def conv_generator(
     size:int=64, # side of the images, px: 16, 32, 64, 128 or 256
@@ -341,11 +341,14 @@ class GANRecipe(GANFields):
     "A DCGAN and its relatives; raises ValueError on a value that cannot work."
     family = 'gan'
     choices = Recipe.choices | dict(
-        arch=tuple(ARCHS), init=tuple(STARTS), stem=FIRST_BLOCKS, head=('linear', 'conv'), redraw=tuple(REDRAW))
+        arch=tuple(ARCHS), init=tuple(STARTS), stem=FIRST_BLOCKS, head=('linear', 'conv'),
+        redraw=tuple(REDRAW))
     below_1 = (*Recipe.below_1, 'rms_decay')
 
     @property
-    def norm_of_D(self): return dict(keras='none', k5='batch').get(self.arch) or self.d_norm or self.norm
+    def norm_of_D(self):
+        own = dict(keras='none', k5='batch').get(self.arch)
+        return own or self.d_norm or self.norm
 
     def check(self):
         if self.ada and not self.diffaug:
@@ -365,7 +368,8 @@ class GANRecipe(GANFields):
     def build_same(self): # kernels of 5, padded as Keras and TensorFlow do
         (G, D), usual = ARCHS[self.arch]
         init = usual if self.init == 'normal' else STARTS[self.init]
-        return dict(G=G(self.size, self.nz, self.ngf, init=init), D=D(self.size, self.ndf, init=init))
+        G = G(self.size, self.nz, self.ngf, init=init)
+        return dict(G=G, D=D(self.size, self.ndf, init=init))
 
     def build_conv(self):
         init = STARTS[self.init]
@@ -429,13 +433,13 @@ GANRecipe.change_reals = _change_reals
 # %% ../../nbs/09d_dcgan_recipes.ipynb #c014
 _quick = dict(nz=64, ngf=24, ndf=24, batch=32, lr=1e-3, betas=(0.5, 0.99))
 _jitter = dict(latent='uniform', hflip=True, brightness=0.1, contrast=0.1)
-_fc = dict(stem='linear', flipped=True, init='torch', redraw='move', real_target=0.9, betas=(0.5, 0.99),
-    epochs=500, source='system 3: a PyTorch DCGAN with Kaggle in Colab',
+_fc = dict(stem='linear', flipped=True, init='torch', redraw='move', real_target=0.9,
+    betas=(0.5, 0.99), epochs=500, source='system 3: a PyTorch DCGAN with Kaggle in Colab',
     differs="z from N(0, 1), one of two in its text (the other: latent='uniform01'; its code: 'uniform'); "
             "no norm behind G's dense layer, as in its print (its text: stem='linear-norm'); "
             "PyTorch's own start, as it names none")
-_819 = dict(nz=128, init='torch', norm_first=True, sn=True, sn_head=True, head='conv', redraw='move',
-    betas=(0.5, 0.9), real_target=0.85, fake_target=0.15, target_noise=0.15, flip=0.05)
+_819 = dict(nz=128, init='torch', norm_first=True, sn=True, sn_head=True, head='conv',
+    redraw='move', betas=(0.5, 0.9), real_target=0.85, fake_target=0.15, target_noise=0.15, flip=0.05)
 
 # %% ../../nbs/09d_dcgan_recipes.ipynb #c015
 DCGAN_RECIPES = (
@@ -448,8 +452,8 @@ DCGAN_RECIPES = (
             'and no transposed convolutions',
         ema=0.998, hflip=True, diffaug='color+translation+cutout', ada=0.6, resize=True, **_quick),
     GANRecipe('dcgan-keras', 'system 1: a Keras DCGAN with separate rounds',
-        'its text names no batch size, optimiser or count of rounds: 64, Adam 2e-4 (0.5, 0.999), one each '
-            '(a later state of its code: batch=32, d_rounds=2, real_target=0.95, fake_target=0.05)',
+        'its text names no batch size, optimiser or count of rounds: '
+            '64, Adam 2e-4 (0.5, 0.999), one each (a later state of its code: batch=32, d_rounds=2, real_target=0.95, fake_target=0.05)',
         arch='keras', nz=128, split_d=True, redraw='move', epochs=350),
     GANRecipe('dcgan-uniform', 'system 2: the DCGAN of the very long training',
         'reals in [-1, 1], not [0, 1]; batch norm in G, where its table shows none, '
@@ -459,11 +463,12 @@ DCGAN_RECIPES = (
     GANRecipe('wgan-clip', 'system 2: the WGAN of its code',
         'reals in [-1, 1], not [0, 1]; clips after each move of D, not before; '
             'starts from N(0, 0.02), not cut off at two deviations',
-        arch='k5', ngf=32, size=128, epochs=5000, loss='wgan', opt='rmsprop', rms_decay=0.9, clip=0.01,
-        d_rounds=5, redraw='step', **_jitter),
+        arch='k5', ngf=32, size=128, epochs=5000, loss='wgan', opt='rmsprop', rms_decay=0.9,
+        clip=0.01, d_rounds=5, redraw='step', **_jitter),
     GANRecipe('wgan-gp', 'Gulrajani et al. 2017, algorithm 1',
         'networks of dcgan-uniform, without norm in D, and N(0, 1)',
-        d_norm='none', loss='wgan', penalty='gp', d_rounds=5, redraw='move', lr=1e-4, betas=(0., 0.9)),
+        d_norm='none', loss='wgan', penalty='gp', d_rounds=5, redraw='move',
+        lr=1e-4, betas=(0., 0.9)),
     GANRecipe('dcgan-fc-32', size=32, ngf=32, ndf=32, **_fc),
     GANRecipe('dcgan-fc-64', ngf=32, ndf=32, **_fc),
     GANRecipe('dcgan-fc-128', size=128, base=8, **_fc),

@@ -184,12 +184,14 @@ def plot_log(rows:list, title:str=''): # rows as `read_log` returns them -> a ma
     "One panel for each kind of number in the log: losses, logits, health, load."
     from matplotlib.figure import Figure
     names = dict.fromkeys(k for r in rows for k in r)
+    split = {'D_fake/loss': 'd1_loss', 'D_real/loss': 'd2_loss', 'G/loss': 'g_loss'} # as system 1 says
+    alias = {k: f'{k} ({v})' for k, v in split.items() if 'D_fake/loss' in names}
     def shown(ends): return [k for k in names if k.split('/')[-1] in ends.split()]
     panels = {p: shown(ends) for p, ends in PANELS.items() if shown(ends)} or {'no numbers': []}
     fig = Figure(figsize=(8, 2*len(panels)), layout='constrained')
     fig.suptitle(title, fontsize=10)
     for ax, (panel, ks) in zip(fig.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels.items()):
-        for k in ks: ax.plot(*zip(*[(r['step'], r[k]) for r in rows if k in r]), label=k, lw=1)
+        for k in ks: ax.plot(*zip(*[(r['step'], r[k]) for r in rows if k in r]), label=alias.get(k, k))
         ax.set_title(panel, fontsize=9, loc='left')
         if ks: ax.legend(fontsize=7, loc='upper right')
         ax.grid(alpha=.3)
@@ -205,8 +207,8 @@ class PictureCB(Callback):
         if t.rank: return
         if [*(self.folder/'samples').glob('*.png')]: make_gif(self.folder)
         if rows := read_log(self.folder/'log.csv'):
-            fig = plot_log(rows, self.folder.name)
-            with replacing(self.folder/'losses.png') as p: fig.savefig(p, format='png', dpi=100)
+            with replacing(self.folder/'losses.png') as p:
+                plot_log(rows, self.folder.name).savefig(p, format='png', dpi=100)
 
 # %% ../../nbs/06a_callbacks.ipynb #c031
 class ProgressCB(Callback):
@@ -214,8 +216,8 @@ class ProgressCB(Callback):
     def __init__(self, seconds:float=.5, file=None): self.seconds, self.file = seconds, file
 
     def before_fit(self, t):
-        form = '{desc} {percentage:3.0f}%|{bar:24}| {postfix}'
-        self.bar = tqdm(total=100, bar_format=form, file=self.file, disable=t.rank > 0)
+        self.bar = tqdm(total=100, bar_format='{desc} {percentage:3.0f}%|{bar:24}| {postfix}',
+                        file=self.file, disable=t.rank > 0)
         self.first, self.at = (t.progress(), t.seconds, t.images_seen), t.seconds
 
     def after_step(self, t):
