@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'RANK', 'ClickException', 'Opt', 'Arg', 'SOURCE', 'RUN', 'FEATURES', 'TRUNCATION', 'RunFolder', 'Device',
-           'Features', 'Truncation', 'Psi', 'Best', 'RECIPE', 'STOP', 'BETWEEN', 'LICENCE', 'prepared_name',
-           'data_command', 'recipes_command', 'one_line', 'main', 'again', 'tell', 'train_command', 'sample_command',
-           'walk_command', 'evaluate_command', 'compare_command', 'publish_command']
+           'Features', 'Truncation', 'Psi', 'Best', 'Step', 'RECIPE', 'STOP', 'FILM', 'BETWEEN', 'LICENCE',
+           'prepared_name', 'data_command', 'recipes_command', 'one_line', 'main', 'again', 'tell', 'train_command',
+           'sample_command', 'walk_command', 'film_command', 'evaluate_command', 'compare_command', 'publish_command']
 
 # %% ../nbs/17_cli.ipynb #c004
 import json, os, sys
@@ -34,6 +34,7 @@ Features = Annotated[str, Opt(help=FEATURES)]
 Truncation = Annotated[float|None, Opt(help=TRUNCATION)]
 Psi = Annotated[float, Opt(help='shrink latents towards their mean: 1 not at all, 0 wholly')]
 Best = Annotated[bool, Opt('--best', help='take the checkpoint that was best by KID, not the last')]
+Step = Annotated[int|None, Opt(help='take the checkpoint that was kept at this step, not the last')]
 
 # %% ../nbs/17_cli.ipynb #c008
 def prepared_name(source:str, size:int) -> Path: # where a prepared set goes when nobody says
@@ -132,19 +133,25 @@ def train_command(
     device: Device = None,
     stop_on_trouble: Annotated[bool, Opt('--stop-on-trouble', help=STOP)] = False,
     save_every: Annotated[int|None, Opt(help='steps between checkpoints; else one a minute')] = None,
-    track: Annotated[str|None, Opt(help='measure KID with these features, keep the best')] = None,
+    keep_every: Annotated[int|None, Opt(help='steps between checkpoints that stay: sample --step')] = None,
+    keep_epochs: Annotated[int|None, Opt(help='the same in epochs')] = None,
+    grid_epochs: Annotated[int|None, Opt(help='epochs between sample grids; else 48 in all')] = None,
+    track: Annotated[str|None, Opt(help='KID, FID and IS by these features; keep the best')] = None,
 ):
     "Train a GAN; with no arguments, on creatures for three minutes."
     from pokegan import recipes, runs
     budget = dict(steps=steps, minutes=minutes, epochs=epochs)
+    habits = dict(stop_on_trouble=stop_on_trouble, save_every=save_every, keep_every=keep_every,
+                  keep_epochs=keep_epochs, grid_epochs=grid_epochs, track=track)
     if resume:
-        if recipe or size: raise ValueError('a resumed run keeps its recipe and size; leave out '
-                                            '--recipe and --size, or start anew without --resume')
+        told = [k for k, v in dict(recipe=recipe, size=size, seed=seed, **habits).items() if v]
+        words = ' and '.join('--' + k.replace('_', '-') for k in told)
+        if told: raise ValueError(f'a resumed run keeps what it was begun with; leave out {words}, '
+                                  'or start anew without --resume')
         done = runs.resume(run or runs.newest_folder(), **budget, data=data, device=device)
     else:
         name, changes = recipes.variant(recipe or recipes.DEFAULT)
         if size: changes['size'] = size
-        habits = dict(stop_on_trouble=stop_on_trouble, save_every=save_every, track=track)
         done = runs.train(name, data or 'creatures', run, **budget, seed=seed, device=device,
                           **habits, **changes)
     if not RANK: tell(done)
@@ -158,6 +165,7 @@ def sample_command(
     truncation: Truncation = None,
     psi: Psi = 1.,
     seed: Annotated[int, Opt(help='the same seed gives the same images')] = 0,
+    step: Step = None,
     out: Annotated[Path, Opt(help='the grid to write')] = Path('grid.png'),
     each: Annotated[Path|None, Opt(help='also write every image into this folder')] = None,
 ):
@@ -165,7 +173,7 @@ def sample_command(
     from pokegan.data.images import grid, to_uint8
     from pokegan.training.callbacks import save_png
     if n < 1: raise ValueError(f'n is {n}; ask for at least 1 image')
-    x = to_uint8(pokegan.load_run(run).sample(n, seed, truncation, psi))
+    x = to_uint8(pokegan.load_run(run, step=step).sample(n, seed, truncation, psi))
     save_png(grid(x, max(1, round(n**.5))), out)
     if each:
         each.mkdir(parents=True, exist_ok=True)
@@ -173,6 +181,7 @@ def sample_command(
     print(f'{n} images are in {out}' + (f', one by one in {each}' if each else ''))
 
 # %% ../nbs/17_cli.ipynb #walk1
+FILM = 'a .gif; an .mp4 or .avi where ffmpeg is'
 BETWEEN = 'walk from one picture to another, in a run with an encoder, such as aegan'
 
 @app.command('walk')
@@ -186,13 +195,14 @@ def walk_command(
     seed: Annotated[int, Opt(help='the same seed gives the same walk')] = 0,
     between: Annotated[tuple[Path, Path]|None, Opt(help=BETWEEN)] = None,
     background: Annotated[str, Opt(help='colour under transparent parts of those')] = 'white',
-    out: Annotated[Path, Opt(help='a .gif, or an .mp4 where ffmpeg is')] = Path('walk.gif'),
+    step: Step = None,
+    out: Annotated[Path, Opt(help=FILM)] = Path('walk.gif'),
 ):
     "A film of what lies between latents, or between two pictures."
     from pokegan.latents.priors import sample
     from pokegan.latents.walks import ffmpeg, path, write_film
     ffmpeg(out)  # what cannot be written is not drawn
-    r = pokegan.load_run(run)
+    r = pokegan.load_run(run, step=step)
     if not between:
         n = stops or 4
         z, way = r.latents(n, seed, truncation, psi), f'through {n} latents of seed {seed}'
@@ -206,6 +216,18 @@ def walk_command(
         z, way = r.encode(torch.cat(ends)), f'from {between[0]} to {between[1]}'
     write_film(sample(r.G, path(z, frames, loop)), out, loop=loop)
     print(f'{frames} pictures {way} are in {out}')
+
+# %% ../nbs/17_cli.ipynb #film2
+@app.command('film')
+def film_command(
+    run: Annotated[Path, Arg(help='a run folder')],
+    fps: Annotated[float, Opt(help='grids a second')] = 5.,
+    out: Annotated[Path, Opt(help=FILM)] = Path('film.gif'),
+):
+    "A film of a training: the same latents, drawn again and again."
+    from pokegan.latents.walks import film
+    n = film(run, out, fps)
+    print(f'{n} grids of {run}, {fps:g} a second, are in {out}')
 
 # %% ../nbs/17_cli.ipynb #c030
 @app.command('evaluate')

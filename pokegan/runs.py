@@ -19,7 +19,7 @@ from .core import one_of, run_eval, seeded
 from .data.images import Images
 from .training import distributed as processes
 from .training.callbacks import read_log
-from .training.checkpoint import read_tensors, unflatten
+from .training.checkpoint import kept, read_tensors, unflatten
 from .training.distributed import init_distributed, load_once, rank
 from .training.trainer import check_budget
 from .latents.priors import prior, sample
@@ -68,22 +68,32 @@ def pretrained() -> dict: # name -> folder
 
 def load_run(
     folder:str|Path,  # of a run, or one of `pretrained()`
-    which:str='last'  # 'last', or 'best' by KID where that was tracked
+    which:str='last', # 'last', or 'best' by KID where that was tracked
+    step:int|None=None# the checkpoint that was kept at this step
 ) -> Run:
     "Open a run folder; no random number is drawn. Raises ValueError where it is not one."
     one_of('which', which, ('last', 'best'))
+    if step is not None and which != 'last':
+        raise ValueError(f'which={which!r} or step={step}, not both')
     folder, ready = Path(folder), pretrained()
     if not folder.exists() and str(folder) in ready: folder = ready[str(folder)]
     if not (folder/'run.json').exists():
         raise ValueError(f'{folder} is not a run folder (no run.json); '
                          f'runs are made by `pokegan train`, and ready ones are {", ".join(ready)}')
-    info, weights = read_info(folder), folder/f'{which}.safetensors'
+    info, weights = read_info(folder), _kept_at(folder, step) or folder/f'{which}.safetensors'
     if which == 'best' and not weights.exists():
         raise ValueError(f'{folder} has no {weights.name}; train with --track effnet-lite0 to keep it')
     r = from_plain(info['recipe'])
     tensors, meta = read_tensors(weights)
     nets = _filled(r.offline().networks(seed=0), tensors)
     return Run(folder, info | dict(step=int(meta['step'])), r, nets)
+
+def _kept_at(folder:Path, step:int|None) -> Path|None: # the file of that step
+    if step is None: return None
+    steps = kept(folder)
+    if step in steps: return steps[step]
+    there = f"there are {', '.join(map(str, steps))}" if steps else 'train with --keep-every'
+    raise ValueError(f'{folder} kept no checkpoint of step {step}; {there}')
 
 def _filled(nets:dict, tensors:dict) -> dict: # those that were saved, with their weights
     "A moving average takes the place of its network; what was published has no D."
@@ -164,6 +174,9 @@ def train(
     device=None,               # default: the best there is
     stop_on_trouble:bool=False,# end the run when the health check names a trouble
     save_every:int|None=None,  # steps between checkpoints; default once a minute
+    keep_every:int|None=None,  # steps between checkpoints that stay …
+    keep_epochs:int|None=None, # … or epochs; `load_run(folder, step=…)` opens one
+    grid_epochs:int|None=None, # epochs between sample grids; default 48 grids over the budget
     track:str|None=None,       # measure KID with these features; keep the best checkpoint
     progress:bool=True,        # show a bar
     **changes                  # recipe fields to replace: size=32, ngf=32, …
@@ -172,18 +185,26 @@ def train(
     if steps is None and minutes is None and epochs is None: minutes = 3.
     check_budget(steps, minutes, epochs)
     r, device = recipes.recipe(recipe, **changes), init_distributed(device)
+    habits = dict(save_every=save_every, keep_every=keep_every, keep_epochs=keep_epochs,
+                  grid_epochs=grid_epochs)
+    _check_counts(habits)
     extract, show = _ready(r, track, device), progress and not rank()
     if run: _check_unused(run)
     images = _load(data, r.size, show)
     device = working_device(r, images, device)
     budget = dict(steps=steps, minutes=minutes, epochs=epochs, stop_on_trouble=stop_on_trouble,
-                  save_every=save_every, track=track, threads=pick_threads())
+                  **habits, track=track, threads=pick_threads())
     folder = processes.broadcast_object(lambda: claim_folder(r.name, run))
     r.fit(images, folder, budget, seed=seed, device=device,
           progress=show, extract=extract, team=processes)
     return load_run(folder)
 
 # %% ../nbs/15a2_runs.ipynb #c027b
+def _check_counts(habits:dict): # every so many steps or epochs, or None
+    for k, v in habits.items():
+        if v is not None and not (isinstance(v, int) and v >= 1):
+            raise ValueError(f'{k} is {v}; it must be a whole number, 1 or more')
+
 def _ready(r:Recipe, track:str|None, device): # -> the features that track KID, where they do
     "What must be there before anything is loaded or written."
     r.check_requirements()

@@ -25,6 +25,8 @@ def archive(names=('images/a.png', 'images/b.png', 'images/c.png'), filler=0):
     return out.getvalue()
 
 
+SETS = [dict(ref='ash/pallet', title='Creatures from Pallet', totalBytes=81_000_000),
+        dict(ref='misty/cerulean', title='Creatures from Cerulean')]   # what a search finds
 GOOD, LARGE = archive(), archive(filler=3 << 20)
 SCENES = {
     'fine': {}, 'kvpratama': {}, 'djilax': {},
@@ -57,6 +59,7 @@ class Visit(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers.get('Content-Length', 0))) or '{}')
         call, owner = self.path.rsplit('/', 1)[1], asked.get('ownerSlug', '')
         scene, auth = SCENES.get(owner, dict(status=404)), self.headers.get('Authorization', '')
+        if call == 'ListDatasets': scene = SCENES.get(asked.get('search'), {})   # the words name the scene
         self.server.visits.append(dict(call=call, owner=owner, auth=auth))
         if call == 'IntrospectToken':
             return self.reply(200, json.dumps(dict(active=True, username='ash')).encode())
@@ -65,6 +68,7 @@ class Visit(BaseHTTPRequestHandler):
             message = f'visitor sent {auth}' if scene.get('echo') else f'status {status}'
             body = json.dumps(dict(code=status, message=message)).encode()
             return self.reply(status, body, **({'Retry-After': '7'} if status == 429 else {}))
+        if call == 'ListDatasets': return self.reply(200, json.dumps(dict(datasets=SETS)).encode())
         if call == 'DownloadDataset': return self.reply(302, Location=f'/store/{owner}.zip?{SIGNATURE}')
         return self.reply(200, json.dumps(dict(currentVersionNumber=3, title='stand-in')).encode())
 

@@ -130,6 +130,9 @@ MISTAKES = {
     'data . --fit squeeze': 'pad',
     'train --recipe dcgan-quick:ngf=wide': 'ngf',
     'train --recipe dcgan-quick:colour=red': 'colour',
+    'train --keep-every 0': 'keep_every',
+    'train --grid-epochs half': 'grid-epochs',
+    'film nowhere': 'nowhere',
 }
 
 
@@ -147,6 +150,10 @@ def test_a_mistake_gets_one_line_and_exit_2(words, tmp_path):
     ('sample RUN --truncation -1', 'above 0'),
     ('sample RUN --psi 2', 'from 0 to 1'),
     ('train --run RUN', '--resume'),
+    ('train --resume --run RUN --keep-every 5 --size 32', 'leave out --size and --keep-every'),
+    ('sample RUN --step 5', '--keep-every'),
+    ('film RUN --out film.mov', '.avi'),
+    ('film RUN --fps 0', 'fps'),
     ('sample RUN --out no/such/folder/x.png', 'no/such/folder')])
 def test_a_mistake_about_a_run(run, tmp_path, words, hint):
     words = [run if w == 'RUN' else w for w in words.split()]
@@ -160,6 +167,22 @@ def test_resume_removes_frames_later_than_its_checkpoint(tmp_path):
     (samples/'0000999.png').write_bytes((samples/'0000004.png').read_bytes())
     pokegan('train', '--resume', '--run', 'r', '--steps', 6, cwd=tmp_path)
     assert max(int(p.stem) for p in pictures(samples)) == 6
+
+
+def test_kept_checkpoints_and_a_film(tmp_path):
+    words = '--data creatures:64 --size 32 --steps 6 --keep-every 2 --grid-epochs 1 --run r'.split()
+    pokegan('train', *words, cwd=tmp_path)
+    budget = read_info(tmp_path/'r')['budget']
+    assert (budget['keep_every'], budget['grid_epochs'], budget['keep_epochs']) == (2, 1, None)
+    for name, more in dict(last='', six='--step 6', two='--step 2').items():
+        pokegan('sample', 'r', '--n', 4, '--out', f'{name}.png', *more.split(), cwd=tmp_path)
+    last, six, two = ((tmp_path/f'{k}.png').read_bytes() for k in ('last', 'six', 'two'))
+    assert last == six != two
+    assert 'there are 2, 4, 6' in refused('sample', 'r', '--step', 3, cwd=tmp_path)
+    assert 'there are 2, 4, 6' in refused('walk', 'r', '--step', 3, cwd=tmp_path)
+    n = len(pictures(tmp_path/'r/samples'))
+    assert f'{n} grids of r, 4 a second' in pokegan('film', 'r', '--fps', 4, cwd=tmp_path).stdout
+    with Image.open(tmp_path/'film.gif') as gif: assert (gif.n_frames, gif.info['duration']) == (n, 250)
 
 
 def test_walk_through_latents(run, tmp_path):

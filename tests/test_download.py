@@ -30,7 +30,12 @@ for label, handle, opts in json.loads(sys.argv[4]):
 '''
 
 
-def visit(url, backend, plan, tmp, **env):
+SEARCH = CHILD.replace('import download', 'import find_sets').replace(
+    'download(handle, cache=Path(sys.argv[5])/label.split("#")[0], backend=sys.argv[3], **opts)',
+    'find_sets(handle, **opts)').replace('path=str(place)', 'found=place')
+
+
+def visit(url, backend, plan, tmp, program=CHILD, **env):
     "Run a plan of (label, handle, options) in a child; returns {label: result} and all its output."
     home = tmp/'home'
     home.mkdir(parents=True, exist_ok=True)
@@ -38,7 +43,7 @@ def visit(url, backend, plan, tmp, **env):
              if not k.startswith(('KAGGLE', 'COLAB')) and 'proxy' not in k.lower()}
     words = [str(HERE), url, backend, json.dumps(plan), str(tmp/'cache')]
     own = {'HOME': str(home), 'USERPROFILE': str(home), 'KAGGLE_API_ENVIRONMENT': 'LOCALHOST'}
-    r = subprocess.run([sys.executable, '-c', CHILD, *words], capture_output=True, text=True,
+    r = subprocess.run([sys.executable, '-c', program, *words], capture_output=True, text=True,
                        timeout=120, cwd=tmp, env={**clean, **own, **env})
     found = [json.loads(line[7:]) for line in r.stdout.splitlines() if line.startswith('RESULT')]
     assert r.returncode == 0 and len(found) == len(plan), r.stdout + r.stderr
@@ -128,6 +133,20 @@ def test_the_token_is_used_and_never_shown(backend, place, tmp_path):
     assert pictures(got['private']['path']) and any(TOKEN in v.get('auth', '') for v in k.visits)
     assert 'error' in got['echo'] and 'error' in got['status401'] and 'error' in got['cut']
     assert TOKEN not in output and TOKEN[5:] not in output and 'c0ffee5ecre7' not in output
+
+
+def test_find_sets(tmp_path):
+    plan = [('all', 'creatures', {}), ('one', 'creatures', dict(n=1)), ('limit', 'status429', {}),
+            ('echo', 'echo', {}), ('refused', 'private', {})]
+    with FakeKaggle() as k:
+        got, output = visit(k.url, 'kaggle', plan[:4], tmp_path, SEARCH, KAGGLE_API_TOKEN=TOKEN)
+        without, _ = visit(k.url, 'kaggle', plan[4:], tmp_path, SEARCH)
+    assert got['all']['found'] == [['ash/pallet', 'Creatures from Pallet', 81.0],
+                                   ['misty/cerulean', 'Creatures from Cerulean', 0.0]]
+    assert got['one']['found'] == got['all']['found'][:1]
+    assert 'wait 7 s' in got['limit']['error'] and 'error 500' in got['echo']['error']
+    assert TOKEN not in output and TOKEN[5:] not in output
+    assert 'with a token' in without['refused']['error'] and without['refused']['kind'] == 'DownloadError'
 
 
 def test_without_a_network_the_cache_serves(tmp_path):

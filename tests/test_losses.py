@@ -163,5 +163,9 @@ def test_clip_weights():
     D = nn.Linear(10, 10)
     clip_weights(D, 0.01)
     assert all(p.abs().max() <= 0.01 and p.requires_grad for p in D.parameters())
+    norm = nn.BatchNorm2d(4)
+    norm.bias.data.fill_(1)
+    clip_weights(norm, 0.01)
+    assert (norm.weight == 1).all() and norm.bias.allclose(torch.tensor(.01)) # gains stay, offsets do not
     for c in (0, -1., float('nan')):
         with pytest.raises(ValueError, match='above 0'): clip_weights(D, c)

@@ -47,7 +47,7 @@ def test_an_old_run_draws_what_it_drew(name):
 def test_an_old_game_keeps_its_rules():
     "What run.json did not yet say: one batch of fakes for D and G, budgets, pixels in step 2."
     r = load_run(OLD/'pokegan2').recipe
-    now = dict(reuse=True, faithful=False, pixel_weight=1., encoder_epochs=0., pretrain_epochs=0.)
+    now = dict(redraw='batch', faithful=False, pixel_weight=1., encoder_epochs=0., pretrain_epochs=0.)
     assert {k: getattr(r, k) for k in now} == now
 
 

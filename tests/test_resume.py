@@ -1,5 +1,5 @@
 """Killed with SIGKILL at ten random moments and resumed, a run ends with the weights of one
-that was never stopped; a full disk costs nothing."""
+that was never stopped, and with the same kept checkpoints and grids; a full disk costs nothing."""
 import json, os, random, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pokegan.training.callbacks import read_log
-from pokegan.training.checkpoint import read_tensors
+from pokegan.training.checkpoint import kept, read_tensors
 
 # One process imports torch once, then forks a child for each life of the run.
 ZYGOTE = '''
@@ -24,7 +24,7 @@ def live(folder, save_every):
     if (Path(folder)/'run.json').exists(): resume(folder, data=images, progress=False)
     else:
         train('dcgan-819', images, folder, steps=200, progress=False, save_every=save_every,
-              size=32, ngf=8, ndf=8, batch=16, ema=.9)
+              keep_every=35, grid_epochs=9, size=32, ngf=8, ndf=8, batch=16, ema=.9)
 
 for line in sys.stdin:
     folder, save_every = line.split()
@@ -85,6 +85,12 @@ def compare(whole, killed):
     assert not list(killed.rglob('.*aside')), 'what killed processes left behind is swept up'
     rows = [[r['step'] for r in read_log(p/'log.csv')] for p in (whole, killed)]
     assert rows[0] == rows[1] == list(range(20, 201, 20))
+    for files in ('kept/*', 'samples/*'):
+        one, other = ({p.name: p.read_bytes() for p in at.glob(files)} for at in (whole, killed))
+        assert one == other
+    assert list(kept(killed)) == [35, 70, 105, 140, 175]
+    grids = [p.stem for p in sorted(killed.glob('samples/*'))]
+    assert grids[:2] == ['0000001', '0000040-epoch0009'] and grids[-1] == '0000200', '70 pictures, 16 a step'
 
 
 def test_state_holds_the_last_good_step_when_killed_while_writing(zygote, tmp_path):

@@ -121,3 +121,21 @@ def test_stages(tmp_path):
     for step in (10, 20, 30, 40, 50): Image.new('RGB', (20, 20)).save(tmp_path/'samples'/f'{step:07d}.png')
     assert stages(tmp_path) == tmp_path/'stages.png'
     with Image.open(tmp_path/'stages.png') as im: assert im.width > 500
+
+
+def test_stages_of_chosen_epochs(tmp_path):
+    names = '0000001', '0000010-epoch0050', '0000020-epoch0100', '0000030-epoch0150', '0000040-epoch0200'
+    (tmp_path/'samples').mkdir()
+    for i, name in enumerate(names): Image.new('L', (20, 20), 40*i).save(tmp_path/'samples'/f'{name}.png')
+    four = stages(tmp_path, epochs=(50, 100, 150, 200), out=tmp_path/'four.png')
+    by_steps = stages(tmp_path, steps=(10, 20, 30, 40), out=tmp_path/'steps.png')
+    assert four == tmp_path/'four.png' and not (tmp_path/'stages.png').exists()
+    assert four.read_bytes() == by_steps.read_bytes()
+    assert stages(tmp_path, steps=(1, 20, 30, 40)).read_bytes() != four.read_bytes()
+    wrong = {'epoch 105; it has 50, 100, 150, 200$': dict(epochs=(50, 100, 105, 200)),
+             'step 2; it has 1, 10, 20, 30, 40$': dict(steps=(1, 10, 2, 40)),
+             'here are 2 epochs': dict(epochs=(50, 100))}
+    for words, kw in wrong.items():
+        with pytest.raises(ValueError, match=words): stages(tmp_path, **kw)
+    for p in (tmp_path/'samples').glob('*-epoch*'): p.unlink()
+    with pytest.raises(ValueError, match='it has none; --grid-epochs'): stages(tmp_path, epochs=(1, 2, 3, 4))

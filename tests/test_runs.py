@@ -1,4 +1,5 @@
-"""Runs from outside: folders that are claimed, budgets in epochs, devices and threads that are chosen."""
+"""Runs from outside: folders that are claimed, budgets in epochs, checkpoints that stay, devices and threads
+that are chosen."""
 import subprocess, sys
 from types import SimpleNamespace
 
@@ -39,7 +40,8 @@ def test_a_claimed_folder_is_nobody_elses(tmp_path, monkeypatch):
 
 def test_nothing_is_written_when_a_value_is_wrong(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    wrong = dict(steps=0), dict(steps=1, data='nowhere'), dict(epochs=-1.), dict(steps=1, loss='hing')
+    wrong = (dict(steps=0), dict(steps=1, data='nowhere'), dict(epochs=-1.), dict(steps=1, loss='hing'),
+             dict(steps=1, keep_every=0), dict(steps=1, keep_epochs=.5), dict(steps=1, grid_epochs=-1))
     for kw in wrong:
         with pytest.raises(ValueError): train('dcgan-quick', kw.pop('data', noise()), progress=False, **kw)
     assert not list(tmp_path.iterdir())
@@ -53,6 +55,40 @@ def test_epochs_count_real_pictures(tmp_path):
     assert resume(tmp_path/'a', data=noise(), epochs=2, **kw).info['step'] == 10
     five = train('dcgan-quick', noise(), tmp_path/'b', epochs=1, d_rounds=2, loss='wgan', **kw, **TINY)
     assert five.info['step'] == 3, 'two draws of 8 a step'
+
+
+def test_a_kept_checkpoint_draws_what_G_drew_then(tmp_path):
+    kw = dict(progress=False, device='cpu', ema=.9)
+    then = train('dcgan-quick', noise(), tmp_path/'a', steps=4, **kw, **TINY)
+    train('dcgan-quick', noise(), tmp_path/'b', steps=6, keep_every=4, **kw, **TINY)
+    done = resume(tmp_path/'b', data=noise(), steps=9, progress=False, device='cpu')
+    names = sorted(p.name for p in (tmp_path/'b/kept').iterdir())
+    assert names == ['0000004.safetensors', '0000008.safetensors']
+    was = load_run(tmp_path/'b', step=4)
+    assert was.info['step'] == 4
+    assert torch.equal(was.sample(5, seed=1), then.sample(5, seed=1))
+    assert not torch.equal(was.sample(5, seed=1), done.sample(5, seed=1))
+    (tmp_path/'b/kept/0000012.safetensors').write_bytes(b'of a step that is lost')
+    resume(tmp_path/'b', data=noise(), steps=11, progress=False, device='cpu')
+    with pytest.raises(ValueError, match='no checkpoint of step 12; there are 4, 8$'):
+        load_run(tmp_path/'b', step=12)
+    with pytest.raises(ValueError, match='not both'): load_run(tmp_path/'b', 'best', step=4)
+    with pytest.raises(ValueError, match='--keep-every'): load_run(tmp_path/'a', step=4)
+
+
+def test_by_epochs(tmp_path):
+    "40 pictures in batches of 8 are 5 steps; in batches of 16, 2.5."
+    kw = dict(progress=False, device='cpu', keep_epochs=2, grid_epochs=1, epochs=4)
+    train('dcgan-quick', noise(), tmp_path/'a', **kw, **TINY)
+    assert sorted(p.stem for p in (tmp_path/'a').glob('kept/*')) == ['0000010-epoch0002', '0000020-epoch0004']
+    assert load_run(tmp_path/'a', step=10).info['step'] == 10
+    train('dcgan-quick', noise(), tmp_path/'b', **kw, **TINY | dict(batch=16))
+    grids = ['0000001', '0000003-epoch0001', '0000005-epoch0002', '0000008-epoch0003', '0000010-epoch0004']
+    assert sorted(p.stem for p in (tmp_path/'b').glob('samples/*')) == grids
+    assert (tmp_path/'b/progress.gif').exists() and (tmp_path/'b/stages.png').exists()
+    train('dcgan-quick', noise(5), tmp_path/'c', **kw, **TINY)
+    grids = ['0000001-epoch0001', '0000002-epoch0003', '0000003-epoch0004']
+    assert sorted(p.stem for p in (tmp_path/'c').glob('samples/*')) == grids, 'two epochs may end in one step'
 
 
 def test_a_device_that_cannot_do_a_step_gives_way(monkeypatch, capsys):

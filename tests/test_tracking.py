@@ -1,5 +1,5 @@
-"""Tracking leaves no trace in the training, keeps to its share of the time, and never loses or spoils the
-best checkpoint."""
+"""Tracking leaves no trace in the training, keeps to its share of the time, never loses or spoils the
+best checkpoint, and gives every family its curves."""
 import time
 
 import pytest
@@ -12,7 +12,7 @@ from pokegan.training.checkpoint import (
     CheckpointCB, flatten, load_state, read_tensors, unflatten, write_tensors)
 from pokegan.training.trainer import Callback
 from pokegan.metrics.features import extractor
-from pokegan.metrics.tracking import Allowance, KIDCB, read_best
+from pokegan.metrics.tracking import Allowance, KIDCB, plot_curves, read_best
 from pokegan.models.dcgan import GANRecipe
 from pokegan.models.recipe import make_trainer
 from pokegan.runs import resume, train
@@ -260,3 +260,39 @@ def test_features_are_built_once_and_before_anything_is_loaded(tmp_path, monkeyp
     with pytest.raises(ValueError, match='vgg'):
         train('dcgan-quick', 'nothing/here', tmp_path/'b', steps=1, track='vgg', device='cpu')
     assert not (tmp_path/'b').exists()
+
+
+class Judge(Spy):
+    "A spy that takes pictures for one of five kinds, so that there is an Inception Score."
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = torch.nn.Linear(self.d, 5)
+
+
+FAMILIES = {
+    'dcgan-quick': dict(ngf=8, ndf=8),
+    'aegan-quick': dict(ngf=8, ndf=8),
+    'projected': dict(ngf=2, w=2, ndf=4, nz=12, resolution=32),
+    'projected-instance': dict(ngf=2, w=2, ndf=4, nz=12, nc=5, resolution=32),
+    'pokegan2-msg': dict(ngf=4, ndf=4, nz=12, components=3, pretrained=False)}
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_every_family_gets_its_curves(name, tmp_path, monkeypatch):
+    if 'projected' in name: pytest.importorskip('efficientnet_lite_pytorch')
+    monkeypatch.setattr(runs, 'named_features', lambda name, device: Judge())
+    changes = dict(size=32, batch=8) | FAMILIES[name]
+    run = train(name, IMAGES, tmp_path/'r', steps=20, track='judge', device='cpu', progress=False, **changes)
+    row = run.log[-1]
+    assert {'fid', 'fid_real', 'IS', 'IS_real'} <= row.keys(), row.keys()
+    assert row['step'] == 20 and row['fid'] > 0 and 1 <= row['IS'] <= 5
+    assert (tmp_path/'r/curves.png').stat().st_size > 1000
+
+
+def test_curves_stand_over_steps_or_epochs():
+    rows = [dict(step=k, images=16*k, fid=9. - k, fid_real=1.) for k in (1, 2, 3)]
+    for n, label, places in ((0, 'step', [1, 2, 3]), (32, 'epoch', [.5, 1, 1.5])):
+        ax = plot_curves(rows, n=n).axes[0]
+        assert ax.get_xlabel() == label
+        assert list(ax.lines[0].get_xdata()) == places

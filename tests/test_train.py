@@ -8,8 +8,8 @@ import torch
 
 from pokegan.core import has_bf16, pick_device
 from pokegan.data import Images
-from pokegan.training.callbacks import read_log
-from pokegan.training.checkpoint import CheckpointCB, read_tensors
+from pokegan.training.callbacks import LoadCB, LogCB, read_log
+from pokegan.training.checkpoint import CheckpointCB, kept, read_tensors
 from pokegan.training.health import diagnose
 from pokegan.training.losses import PAIRS
 from pokegan.training.trainer import Batch, Callback, Shuffle
@@ -108,6 +108,56 @@ def test_interrupt_saves_and_says_so(tmp_path):
     _, meta = read_tensors(tmp_path/'r/state.safetensors')
     assert t.stop == info['stopped'] == 'interrupted'
     assert info['step'] == 3 == meta['step']
+
+
+def test_an_interrupted_step_is_kept_and_a_broken_one_is_not(tmp_path):
+    t = quick()
+    t.callbacks += [InterruptCB(), CheckpointCB(tmp_path/'r', dict(recipe={}), keep=3)] # it comes too late
+    t.fit(steps=100)
+    assert list(kept(tmp_path/'r')) == [3]
+    t.nets['G'].requires_grad_(False).eval()
+    next(t.nets['G'].parameters()).fill_(float('nan'))
+    t.callbacks.pop(0)
+    t.fit(steps=6)
+    assert list(kept(tmp_path/'r')) == [3]
+    assert all(v.isfinite().all() for v in read_tensors(kept(tmp_path/'r')[3])[0].values())
+
+
+class PretendedGPU:
+    "What LoadCB asks of a trainer, on a device that this machine lacks."
+    device, step, seconds = torch.device('cuda', 0), 0, 0.
+    def __init__(self): self.metrics = {}
+
+
+def test_gpu_load_is_what_the_driver_says_and_read_for_rows_alone(monkeypatch):
+    asked = []
+    def utilization(device): asked.append(t.step); return 37
+    monkeypatch.setattr(torch.cuda, 'utilization', utilization)
+    monkeypatch.setattr(torch.cuda, 'memory_allocated', lambda device: 2**29)
+    t, cb = PretendedGPU(), LoadCB(seconds=5, every=20)
+    cb.before_fit(t)
+    for t.step in range(1, 101):
+        t.seconds += .2 # a row every 4 s, so every other one is due
+        cb.after_step(t)
+    assert asked == [20, 60, 100]
+    assert t.metrics['gpu'] == 37 and t.metrics['vram'] == .5
+
+
+@pytest.mark.parametrize('e', [ModuleNotFoundError('pynvml'), RuntimeError('no driver'), AttributeError()])
+def test_gpu_load_is_left_out_where_nobody_tells(e, monkeypatch):
+    def utilization(device): raise e
+    monkeypatch.setattr(torch.cuda, 'utilization', utilization)
+    monkeypatch.setattr(torch.cuda, 'memory_allocated', lambda device: 0)
+    t, cb = PretendedGPU(), LoadCB()
+    cb.after_step(t)
+    assert t.metrics.keys() == {'cpu', 'ram', 'vram'}
+
+
+def test_load_is_in_the_log(tmp_path):
+    t = quick()
+    t.callbacks += [LoadCB(), LogCB(tmp_path)]
+    t.fit(steps=20)
+    assert {'cpu', 'ram'} <= read_log(tmp_path/'log.csv')[0].keys()
 
 
 def test_minutes_are_kept():

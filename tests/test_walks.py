@@ -1,4 +1,4 @@
-"""Walks pass their stops, close without a repeat, and become films;
+"""Walks pass their stops, close without a repeat, and become films, as do trainings;
 what cannot be written is said in one line."""
 import math, os, stat, sys
 
@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 import pokegan.latents.walks as walks
-from pokegan.latents.walks import lerp, path, slerp, write_film
+from pokegan.latents.walks import film as training_film, lerp, path, slerp, write_film
+from pokegan.training.callbacks import save_png
 
 STOPS = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
 
@@ -57,7 +58,10 @@ def test_wrong_walks():
     calls = {
         'stops is 1': lambda: path(STOPS[:1]),
         '4 or more': lambda: path(STOPS, 3),
-        'neither .gif nor .mp4': lambda: write_film(torch.zeros(2, 3, 8, 8), 'a.webm')}
+        'neither .gif nor .mp4': lambda: write_film(torch.zeros(2, 3, 8, 8), 'a.webm'),
+        'fps is 0': lambda: write_film(torch.zeros(2, 3, 8, 8), 'a.gif', fps=0),
+        '50 at most': lambda: write_film(torch.zeros(2, 3, 8, 8), 'a.gif', fps=60),
+        'fps is nan': lambda: write_film(torch.zeros(2, 3, 8, 8), 'a.gif', fps=math.nan)}
     for words, call in calls.items():
         with pytest.raises(ValueError, match=words) as e: call()
         assert '\n' not in str(e.value)
@@ -87,6 +91,48 @@ def test_mp4_holds_every_frame(film, tmp_path):
     seen = [torch.frombuffer(bytearray(f), dtype=torch.uint8).float().mean() for f in reader]
     assert all(abs(a - (b+1)*127.5) < 6 for a, b in zip(seen, smooth[:, 0, 0, 0]))
     assert [p.name for p in tmp_path.iterdir()] == ['a.mp4']
+
+
+@pytest.fixture
+def run(tmp_path): # a folder with seven grids; their grey grows with the step
+    (tmp_path/'run/samples').mkdir(parents=True)
+    for i in range(7):
+        x = torch.full((4, 3, 16, 16), 30*i, dtype=torch.uint8)
+        save_png(x, tmp_path/'run/samples'/(f'{10*i:07d}' + (f'-epoch{i:04d}' if i % 2 else '') + '.png'))
+    return tmp_path/'run'
+
+
+def test_film_of_a_training_as_gif(run, tmp_path):
+    assert training_film(run, tmp_path/'a.gif', fps=4) == 7
+    with Image.open(tmp_path/'a.gif') as gif:
+        assert gif.n_frames == 7
+        ms = [gif.seek(i) or gif.info['duration'] for i in range(7)]
+    assert ms == [250]*6 + [1000], 'four a second, and it rests on the last one'
+
+
+@pytest.mark.parametrize('ending, codec', [('mp4', 'h264'), ('avi', 'mpeg4')])
+def test_film_of_a_training_by_ffmpeg(run, tmp_path, ending, codec):
+    imageio_ffmpeg = pytest.importorskip('imageio_ffmpeg')
+    film = tmp_path/f'a.{ending}'
+    assert training_film(run, film, fps=2.5) == 7
+    frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(film))
+    assert frames == 7 and abs(seconds - 7/2.5) < .05
+    reader = imageio_ffmpeg.read_frames(str(film))
+    meta = next(reader)
+    assert meta['fps'] == 2.5 and meta['codec'].startswith(codec)
+    w, h = meta['size']
+    seen = [f[3*(w*(h//2) + w//8)] for f in reader] # inside the first tile
+    assert all(abs(v - 30*i) < 8 for i, v in enumerate(seen)), seen
+
+
+def test_wrong_films(run, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match='no samples'): training_film(tmp_path, tmp_path/'a.gif')
+    with pytest.raises(ValueError, match='neither'): training_film(run, tmp_path/'a.mov')
+    with pytest.raises(ValueError, match='fps is -1'): training_film(run, tmp_path/'a.gif', fps=-1)
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.setitem(sys.modules, 'imageio_ffmpeg', None)
+    with pytest.raises(ImportError, match='imageio-ffmpeg'): training_film(run, tmp_path/'a.avi')
+    assert [p.name for p in tmp_path.iterdir()] == ['run']
 
 
 def test_mp4_without_a_codec_or_with_one_that_fails(film, tmp_path, monkeypatch):

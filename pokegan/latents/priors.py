@@ -42,8 +42,9 @@ def prior(
         raise ValueError(f'truncation is {truncation}; it must be above 0 (try 1)')
     if not 0 <= psi <= 1: raise ValueError(f'psi is {psi}; it must be from 0 to 1 (try 0.7)')
     def noise(n:int, nz:int, generator:torch.Generator, device) -> Tensor:
-        if base == 'uniform':
-            return psi*min(truncation or 1., 1.)*uniform(n, nz, generator, device)
+        if base != 'normal': # shrunk towards its mean
+            mean, u = (base == 'uniform01')/2, LATENTS[base](n, nz, generator, device)
+            return mean + psi*min(truncation or 1., 1.)*(u - mean)
         if truncation is None: return psi*normal(n, nz, generator, device)
         return psi*truncated_normal(n, nz, truncation, generator)
     if own: return lambda n, generator: latent(n, generator, noise)

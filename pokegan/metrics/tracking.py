@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core import mix_seed, replacing, run_eval
 from ..data.images import Images
-from ..training.callbacks import read_log
+from ..training.callbacks import read_log, stages
 from ..training.checkpoint import finite, flatten, read_tensors, write_tensors
 from ..training.trainer import Callback
 from .distances import frechet, inception_score, kid
@@ -200,34 +200,38 @@ class CurvesCB(Callback):
 # %% ../../nbs/08e_tracking.ipynb #curve3
 _CURVES = ('kid', 'fid', 'IS')
 
-def _plot_curve(ax, rows:list, k:str): # where; rows of a log; which number
-    points = [(r['step'], r[k]) for r in rows if k in r]
+def _plot_curve(ax, rows:list, k:str, n:int): # where; rows of a log; which number; pictures in the data
+    points = [(r['images']/n if n else r['step'], r[k]) for r in rows if k in r]
     ax.plot(*zip(*points), 'o-', ms=3, label='generated')
     for v in {r[f'{k}_real'] for r in rows if f'{k}_real' in r}:
         ax.axhline(v, c='k', ls='--', lw=1, label=f'real: {v:.2f}')
-    ax.set(title=k.upper(), xlabel='step')
+    ax.set(title=k.upper(), xlabel='epoch' if n else 'step')
     ax.legend(fontsize=8)
 
 def plot_curves(
     rows:list, # as `read_log` returns them
     title:str='', # above the figure
+    n:int=0 # pictures in the data: then over epochs; 0: over steps
 ): # a matplotlib figure
-    "KID, FID and Inception Score over steps; what real pictures reach is a dashed line."
+    "KID, FID and Inception Score over the training; what real pictures reach is a dashed line."
     from matplotlib.figure import Figure
     there = [k for k in _CURVES if any(k in r for r in rows)]
     wide = max(1, len(there))
     fig = Figure(figsize=(3.6*wide, 2.4), dpi=64, layout='constrained')
     axes = fig.subplots(1, wide, squeeze=False)[0]
-    for ax, k in zip(axes, there): _plot_curve(ax, rows, k)
+    for ax, k in zip(axes, there): _plot_curve(ax, rows, k, n)
     fig.suptitle(title, fontsize=10)
     return fig
 
+# %% ../../nbs/08e_tracking.ipynb #sheet4
 class CurvesPictureCB(Callback):
-    "curves.png, when training ends and the log has such numbers. Stands after LogCB."
+    "stages.png and curves.png, when training ends and there is enough to show. Stands after LogCB."
     def __init__(self, folder:str|Path): self.folder = Path(folder)
 
     def after_fit(self, t):
-        rows = [] if t.rank else read_log(self.folder/'log.csv')
+        if t.rank: return
+        if len([*self.folder.glob('samples/*.png')]) >= 4: stages(self.folder)
+        rows = read_log(self.folder/'log.csv')
         if not any(k in r for r in rows for k in _CURVES): return
-        with replacing(self.folder/'curves.png') as p:
-            plot_curves(rows, f'step {t.step}').savefig(p, format='png', dpi=100)
+        fig = plot_curves(rows, f'step {t.step}', len(t.images))
+        with replacing(self.folder/'curves.png') as p: fig.savefig(p, format='png', dpi=100)

@@ -17,17 +17,18 @@ from ..training.label_smoothing import noisy_targets
 from ..training.losses import bce, full
 from ..training.trainer import adam, logit_stats, Phase
 from .autoencoder import conv_encoder, dense, ReconstructionCB
-from .dcgan import conv_discriminator, conv_generator, init_dcgan
+from .dcgan import conv_discriminator, conv_generator, init_dcgan, init_torch
 from .recipe import Recipe
 
 # %% ../../nbs/10b_aegan.ipynb #c007
 def latent_discriminator(
     nz:int=16, # values in a latent
     faithful:bool=False, # batch norm and LReLU after the last layer too, as published
-) -> nn.Sequential: # (b,nz) -> (b,) logits, larger is more real; initialised by `init_dcgan`
+    init:Callable=init_dcgan, # net -> net, that starts its weights
+) -> nn.Sequential: # (b,nz) -> (b,) logits, larger is more real
     "System 4's Dz; its last sigmoid is a part of the loss here, as for every D of ours."
     tail = dense(256, 1) if faithful else [nn.Linear(256, 1)]
-    return init_dcgan(nn.Sequential(*dense(nz, 32, 64, 128, 256), *tail, nn.Flatten(0)))
+    return init(nn.Sequential(*dense(nz, 32, 64, 128, 256), *tail, nn.Flatten(0)))
 
 # %% ../../nbs/10b_aegan.ipynb #c012
 def without_counting(
@@ -94,12 +95,18 @@ def aegan_phases(
     opt_GE:torch.optim.Optimizer, # of G and E together
     weights:dict, # of adv_x, adv_z, rec_x and rec_z
     targets:Callable, # (n, generator, device) -> (targets of the real thing, of imitations)
+    redraw:str='batch', # new latents with each 'batch', which both phases share; or for each 'move'
 ) -> list: # of phases: D, where there is a Dx or a Dz, then GE
     "System 4's game. Without Dx and Dz an auto-encoder is left."
     G, E = nets['G'], nets['E']
     Ds = {k: nets[k] for k in ('Dx', 'Dz') if k in nets}
+    def shown(b): # what D judges: it does not teach G and E
+        r = RoundTrips(G, E, b)
+        if redraw == 'move':
+            with torch.no_grad(): r.x_hat, r.x_tilde, r.z_tilde
+        return r
     def D_move(b):
-        r, losses, stats = RoundTrips(G, E, b), {}, {}
+        r, losses, stats = shown(b), {}, {}
         def draw(): return targets(len(b.x), b.generator, b.x.device)
         if 'Dx' in Ds:
             losses['Dx'], real, fake = judge(Ds['Dx'], b.x, r.x_hat, r.x_tilde, draw)
@@ -107,6 +114,7 @@ def aegan_phases(
         if 'Dz' in Ds: losses['Dz'], *_ = judge(Ds['Dz'], b.z, r.z_hat, r.z_tilde, draw)
         return sum(losses.values()), _detached(losses) | stats
     def GE_move(b):
+        if redraw == 'move': b.new_latents()
         terms = ge_terms(RoundTrips(G, E, b), **Ds)
         losses = {k: terms[k]() for k, w in weights.items() if w}
         return sum(weights[k]*v for k, v in losses.items()), _detached(losses)
@@ -119,9 +127,13 @@ class AEGANRecipe(Recipe):
     "All that the training of one AEGAN is made of; raises ValueError on a value that cannot work."
     family = 'aegan'
     published = ('G', 'E')
+    choices = Recipe.choices | dict(init=('normal', 'torch'), redraw=('batch', 'move'))
     nz:int = 16 # values in a latent
     ngf:int = 64 # width of G
     ndf:int = 64 # width of Dx and of E
+    init:str = 'normal' # start of the weights: 'normal' N(0, 0.02), 'torch' PyTorch's own
+    sn_head:bool = False # spectral norm on Dx's last layer too
+    redraw:str = 'batch' # new latents with each 'batch', which both phases share; or for each 'move'
     whole:bool = False # E sees the whole picture; False: its upper left, as published (lesson 10a)
     faithful:bool = False # batch norm and LReLU after the last layer of Dz, as published
     adv_x:float = 1. # weight of fooling Dx; 0: there is no Dx
@@ -145,10 +157,12 @@ class AEGANRecipe(Recipe):
 # %% ../../nbs/10b_aegan.ipynb #c025
 def _build(self:AEGANRecipe) -> dict: # on the CPU
     "G, E, and the discriminators that have a weight."
-    nets = dict(G=conv_generator(self.size, self.nz, self.ngf),
-                E=conv_encoder(self.size, self.nz, self.ndf, self.whole))
-    if self.adv_x: nets['Dx'] = conv_discriminator(self.size, self.ndf, norm_first=True, sn=True, head='conv')
-    if self.adv_z: nets['Dz'] = latent_discriminator(self.nz, self.faithful)
+    init = dict(init=dict(normal=init_dcgan, torch=init_torch)[self.init])
+    judge = dict(norm_first=True, sn=True, sn_head=self.sn_head, head='conv')
+    nets = dict(G=conv_generator(self.size, self.nz, self.ngf, **init),
+                E=conv_encoder(self.size, self.nz, self.ndf, self.whole, **init))
+    if self.adv_x: nets['Dx'] = conv_discriminator(self.size, self.ndf, **judge, **init)
+    if self.adv_z: nets['Dz'] = latent_discriminator(self.nz, self.faithful, **init)
     return nets
 
 def _targets(self:AEGANRecipe, n:int, generator, device) -> tuple: # of the real thing, of imitations
@@ -161,7 +175,7 @@ def _phases(self:AEGANRecipe, nets:dict) -> list: # nets are on their device alr
     Ds = [nets[k] for k in ('Dx', 'Dz') if k in nets]
     opt_D = adam(*Ds, lr=self.lr_d, **kw) if Ds else None
     opt_GE = adam(nets['G'], nets['E'], lr=self.lr, **kw)
-    return aegan_phases(nets, opt_D, opt_GE, self.weights, self.targets)
+    return aegan_phases(nets, opt_D, opt_GE, self.weights, self.targets, self.redraw)
 
 def _callbacks(self:AEGANRecipe, nets:dict, folder, sets:dict) -> list:
     "Reconstructions on the way."
@@ -173,15 +187,18 @@ AEGANRecipe.build, AEGANRecipe.targets = _build, _targets
 AEGANRecipe.phases, AEGANRecipe.callbacks = _phases, _callbacks
 
 # %% ../../nbs/10b_aegan.ipynb #c025b
+_letter = dict(init='torch', sn_head=True, redraw='move')
+
 AEGAN_RECIPES = (
     AEGANRecipe('aegan', 'system 4: AEGAN',
-        'Dz gives plain logits (its own: faithful=True); '
-        'weights start from N(0, 0.02), where it names no start'),
+        "Dz gives plain logits (its own: faithful=True); PyTorch's own start, as it names none",
+        epochs=160, **_letter),
     AEGANRecipe('aegan-article', 'system 4: the weights and learning rates of the AEGAN article',
-        'all else as aegan', rec_x=0.5, adv_z=0.005, rec_z=0.1, lr_d=1e-4),
+        'all else as aegan', rec_x=0.5, adv_z=0.005, rec_z=0.1, lr_d=1e-4, **_letter),
     AEGANRecipe('aegan-whole', 'system 4: AEGAN',
-        'as aegan, but its encoder sees the whole picture', whole=True),
+        'as aegan, but its encoder sees the whole picture', whole=True, epochs=160, **_letter),
     AEGANRecipe('aegan-quick', 'ours: creatures in minutes on CPU cores',
-        'a third of the width, half the batch, five times the learning rate, E sees the whole picture',
+        'a third of the width, half the batch, five times the learning rate, E sees the whole picture, '
+        'both phases share latents and what is made of them, which saves a third of the passes',
         ngf=24, ndf=24, batch=32, lr=1e-3, lr_d=1e-3, whole=True),
 )

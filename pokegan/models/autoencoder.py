@@ -49,7 +49,8 @@ def conv_encoder(
     nz:int=16, # values in a latent
     nef:int=64, # channels of the first block; each later one has twice as many
     whole:bool=False, # the last convolution sees all of its 8x8 map; False: a corner, as published
-) -> ConvEncoder: # initialised by `init_dcgan`
+    init:Callable=init_dcgan, # net -> net, that starts its weights
+) -> ConvEncoder: # initialised by `init`
     "System 4's encoder: halvings down to 8x8, one convolution k4 s5 to 1x1, three linear layers."
     nfs = [nef*2**i for i in range(n_doublings(size))]
     n = nfs[-1]
@@ -60,7 +61,7 @@ def conv_encoder(
         nn.Flatten())
     halvings = [down(a, b) for a, b in zip([3, *nfs], nfs[:-1])]
     blocks = [*halvings, last, *dense(n, n//2, n//4), nn.Linear(n//4, nz)]
-    return init_dcgan(ConvEncoder(blocks, nz, size))
+    return init(ConvEncoder(blocks, nz, size))
 
 # %% ../../nbs/10a_road.ipynb #c018
 @torch.no_grad()

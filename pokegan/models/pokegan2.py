@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import nn, Tensor
 
-from ..core import replacing
+from ..core import one_of, replacing
 from ..training.checkpoint import read_tensors, unflatten
 from ..training.losses import clip_weights, PAIRED, PAIRS, PENALTIES
-from ..training.trainer import gan_phases, logit_stats, optimiser, Phase
+from ..training.trainer import gan_phases, logit_stats, optimiser, Phase, REDRAW
 from .dcgan import conv_discriminator, down, init_dcgan, n_doublings
 from .encoder import ENCODER_RECIPES
 from .pretraining import (
@@ -81,16 +81,16 @@ def msg_phases(
     weight:float=10., # of `gp_scales`, which joins D's loss and its one backward pass; 0: none
     d_rounds:int=1, # how often D moves in one step
     after_D:Callable|None=None, # called after each step of D
-    reuse:bool=True # G's move takes the latents and fakes that D has just seen; False: new ones
+    redraw:str='batch' # a key of REDRAW: when new latents are drawn
 ) -> list: # of phases
     "The two-player game over all scales. Whatever else looks at G sees one picture, as ever."
+    one_of('redraw', redraw, tuple(REDRAW))
     def fakes(b): return b.once('fake', lambda: G(b.z, scales=True), G)
-    def D_fakes(b):
-        if reuse: return fakes(b)
+    def shown(b): # to D, which does not teach G
+        if redraw != 'move': return fakes(b)
         with torch.no_grad(): return G(b.z, scales=True)
     def D_move(b):
-        x = b.once('scales', lambda: pyramid(b.x))
-        x_hat = [s.detach().float() for s in D_fakes(b)]
+        x, x_hat = pyramid(b.x), [s.detach().float() for s in shown(b)]
         real, fake = D(x).float(), D(x_hat).float()
         loss, parts = d_loss(real, fake), logit_stats(real, fake)
         if not weight: return loss, parts
@@ -98,9 +98,11 @@ def msg_phases(
             extra = weight*gp_scales(D, x, x_hat, b.generator)
         return loss + extra, parts | dict(penalty=extra.detach())
     def G_move(b):
-        if not reuse: b.fresh()
+        if redraw == 'move': b.new_latents()
         return g_loss(D(fakes(b)).float()), {}
-    return [Phase('D', (D,), opt_D, D_move, after=after_D)]*d_rounds + [Phase('G', (G,), opt_G, G_move)]
+    again = 'reals' if redraw == 'step' else 'both'
+    first = Phase('D', (D,), opt_D, D_move, after=after_D, again=again)
+    return [first]*d_rounds + [Phase('G', (G,), opt_G, G_move)]
 
 # %% ../../nbs/12b_multiscale.ipynb #c019
 def start_from(
@@ -122,6 +124,7 @@ def start_from(
 @dataclass(frozen=True)
 class PokeGAN2Fields(DilatedRecipe):
     "All that step 3 is made of, as plain values."
+    choices = DilatedRecipe.choices | dict(redraw=tuple(REDRAW))
     pretrained:bool = True # G starts from step 2; False: from nothing, to compare
     faithful:bool = False # step 1: batch statistics always behind the embedding, as the original
     pixel_weight:float = 1. # step 2: of the pixel loss; 0: the perceptual loss alone
@@ -132,7 +135,7 @@ class PokeGAN2Fields(DilatedRecipe):
     opt:str = 'adam' # 'adam' or 'rmsprop'
     g_lr:float = 0. # learning rate of G; 0: as D's, `lr`
     d_rounds:int = 1 # updates of D in a step
-    reuse:bool = True # G's move takes the latents and fakes that D has just seen; False: new ones
+    redraw:str = 'batch' # new latents for each 'batch' of reals (G plays D's), 'move' or 'step'
     clip:float = 0. # D's weights are held within +-clip; 0: free
     penalty:str = '' # on D's slope: 'gp', 'r1', 'r2' or none
     penalty_weight:float = 10. # its factor
@@ -175,7 +178,8 @@ class PokeGAN2Recipe(PokeGAN2Fields):
         opt_D = optimiser(self.opt, D, self.lr, self.betas)
         def clip(): clip_weights(D, self.clip)
         game = G, D, opt_G, opt_D, d_loss, g_loss
-        common = dict(d_rounds=self.d_rounds, after_D=clip if self.clip else None, reuse=self.reuse)
+        common = dict(d_rounds=self.d_rounds, redraw=self.redraw,
+                      after_D=clip if self.clip else None)
         if self.msg:
             return msg_phases(*game, weight=self.penalty_weight if self.penalty else 0., **common)
         penalty = self.slope_penalty if self.penalty else None
@@ -240,7 +244,7 @@ _ours = (
     'ours throughout: dilations 2, 4, 4 in blocks added to what they see, all widths, 32 components, '
     "D's layers, weights from N(0, 0.02) without spectral norm, an average of G, "
     "and rates, of which it names none: those of the loss's paper")
-_shared = dict(reuse=False, ema=0.998, epochs=5)
+_shared = dict(redraw='move', ema=0.998, epochs=5)
 _gp = dict(loss='wgan', penalty='gp', d_rounds=2, lr=2e-4, g_lr=5e-5, betas=(0., 0.9), **_shared,
     differs="D moves twice in a step, not five times, and G at a quarter of D's rate, "
             'because G has learned already; ' + _ours)

@@ -197,7 +197,8 @@ def _watchers(t:Trainer, folder:Path, budget:dict, images:Images, extract:Callab
     G = t.nets.get('G_ema', t.nets.get('G'))
     if G is None: return []
     stop = budget.get('stop_on_trouble', False)
-    looks = [HealthCB(G, t.prior, stop=stop, seed=t.seed), GridCB(folder, G, t.prior, seed=t.seed)]
+    grids = GridCB(folder, G, t.prior, seed=t.seed, epochs=budget.get('grid_epochs'))
+    looks = [HealthCB(G, t.prior, stop=stop, seed=t.seed), grids]
     if not extract: return looks
     curves = CurvesCB(G, t.prior, images, extract, seed=t.seed)
     return [*looks, KIDCB(folder, G, t.prior, images, extract, seed=t.seed), curves]
@@ -206,7 +207,8 @@ def _watchers(t:Trainer, folder:Path, budget:dict, images:Images, extract:Callab
 def fit_run(
     r:Recipe, images:Images,
     folder:str|Path,# of the run
-    budget:dict,    # steps, minutes, epochs: one or more; stop_on_trouble, save_every, track, before
+    budget:dict,    # steps, minutes, epochs: one or more; stop_on_trouble, track, before, save_every,
+                    # keep_every, keep_epochs, grid_epochs
     *, data:dict|None=None, # what run.json says of the images; default as `describe`
     seed:int=0, device=None, progress:bool=True, # progress: a bar
     extract:Callable|None=None, # the features that track KID, where they do
@@ -226,7 +228,8 @@ def fit_run(
     t.callbacks += r.callbacks(t.nets | helpers, folder, sets)
     t.callbacks += [*_watchers(t, folder, budget, images, extract), LoadCB(), LogCB(folder)]
     t.callbacks += [*callbacks, ProgressCB()] if progress else callbacks
-    t.callbacks += [CheckpointCB(folder, meta, budget.get('save_every'))]
+    keep = dict(keep=budget.get('keep_every'), keep_epochs=budget.get('keep_epochs'))
+    t.callbacks += [CheckpointCB(folder, meta, budget.get('save_every'), **keep)]
     t.callbacks += [PictureCB(folder), CurvesPictureCB(folder)]
     t.callbacks = team.wrap_callbacks(sorted(t.callbacks, key=lambda c: c.order))
     minutes = budget.get('minutes')

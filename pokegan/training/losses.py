@@ -72,9 +72,13 @@ def clip_weights(
     D:nn.Module, # changed in place
     c:float, # largest absolute value that stays; 0.01 in the paper
 ) -> None:
-    "Clamp every parameter of D to [-c, c] (Arjovsky 2017, algorithm 1). Raises ValueError unless c > 0."
+    """Clamp D's parameters to [-c, c] (Arjovsky 2017, algorithm 1), but for the gains of its norms:
+    brought from 1 to c they would starve the next layer. Raises ValueError unless c > 0."""
     if not c > 0: raise ValueError(f"c is {c}; it must be above 0")
-    for p in D.parameters(): p.clamp_(-c, c)
+    norms = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+    gains = {id(m.weight) for m in D.modules() if isinstance(m, norms)}
+    for p in D.parameters():
+        if id(p) not in gains: p.clamp_(-c, c)
 
 # %% ../../nbs/04_losses.ipynb #c035
 def d_relativistic(
