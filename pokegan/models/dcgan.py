@@ -453,7 +453,8 @@ DCGAN_RECIPES = (
         ema=0.998, hflip=True, diffaug='color+translation+cutout', ada=0.6, resize=True, **_quick),
     GANRecipe('dcgan-keras', 'system 1: a Keras DCGAN with separate rounds',
         'its text names no batch size, optimiser or count of rounds: '
-            '64, Adam 2e-4 (0.5, 0.999), one each (a later state of its code: batch=32, d_rounds=2, real_target=0.95, fake_target=0.05)',
+            '64, Adam 2e-4 (0.5, 0.999), one each (a later state of its code: '
+            'batch=32, d_rounds=2, real_target=0.95, fake_target=0.05)',
         arch='keras', nz=128, split_d=True, redraw='move', epochs=350),
     GANRecipe('dcgan-uniform', 'system 2: the DCGAN of the very long training',
         'reals in [-1, 1], not [0, 1]; batch norm in G, where its table shows none, '

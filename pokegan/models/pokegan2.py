@@ -18,7 +18,7 @@ from torch import nn, Tensor
 from ..core import one_of, replacing
 from ..training.checkpoint import read_tensors, unflatten
 from ..training.losses import clip_weights, PAIRED, PAIRS, PENALTIES
-from ..training.trainer import gan_phases, logit_stats, optimiser, Phase
+from ..training.trainer import gan_phases, logit_stats, optimiser, Phase, REDRAW
 from .dcgan import conv_discriminator, down, init_dcgan, n_doublings
 from .encoder import ENCODER_RECIPES
 from .pretraining import (
@@ -81,16 +81,25 @@ def msg_phases(
     weight:float=10., # of `gp_scales`, which joins D's loss and its one backward pass; 0: none
     d_rounds:int=1, # how often D moves in one step
     after_D:Callable|None=None, # called after each step of D
+<<<<<<< HEAD
     redraw:str='batch' # as in `gan_phases`: 'batch' or 'move'
+=======
+    redraw:str='batch' # a key of REDRAW: when new latents are drawn
+>>>>>>> 3d0766cbae52125215479fce01949570c53b7996
 ) -> list: # of phases
     "The two-player game over all scales. Whatever else looks at G sees one picture, as ever."
+    one_of('redraw', redraw, tuple(REDRAW))
     def fakes(b): return b.once('fake', lambda: G(b.z, scales=True), G)
+<<<<<<< HEAD
     def D_fakes(b):
         if redraw == 'batch': return fakes(b)
+=======
+    def shown(b): # to D, which does not teach G
+        if redraw != 'move': return fakes(b)
+>>>>>>> 3d0766cbae52125215479fce01949570c53b7996
         with torch.no_grad(): return G(b.z, scales=True)
     def D_move(b):
-        x = b.once('scales', lambda: pyramid(b.x))
-        x_hat = [s.detach().float() for s in D_fakes(b)]
+        x, x_hat = pyramid(b.x), [s.detach().float() for s in shown(b)]
         real, fake = D(x).float(), D(x_hat).float()
         loss, parts = d_loss(real, fake), logit_stats(real, fake)
         if not weight: return loss, parts
@@ -100,7 +109,9 @@ def msg_phases(
     def G_move(b):
         if redraw == 'move': b.new_latents()
         return g_loss(D(fakes(b)).float()), {}
-    return [Phase('D', (D,), opt_D, D_move, after=after_D)]*d_rounds + [Phase('G', (G,), opt_G, G_move)]
+    again = 'reals' if redraw == 'step' else 'both'
+    first = Phase('D', (D,), opt_D, D_move, after=after_D, again=again)
+    return [first]*d_rounds + [Phase('G', (G,), opt_G, G_move)]
 
 # %% ../../nbs/12b_multiscale.ipynb #c019
 def start_from(
@@ -122,6 +133,7 @@ def start_from(
 @dataclass(frozen=True)
 class PokeGAN2Fields(DilatedRecipe):
     "All that step 3 is made of, as plain values."
+    choices = DilatedRecipe.choices | dict(redraw=tuple(REDRAW))
     pretrained:bool = True # G starts from step 2; False: from nothing, to compare
     faithful:bool = False # step 1: batch statistics always behind the embedding, as the original
     pixel_weight:float = 1. # step 2: of the pixel loss; 0: the perceptual loss alone
@@ -132,7 +144,11 @@ class PokeGAN2Fields(DilatedRecipe):
     opt:str = 'adam' # 'adam' or 'rmsprop'
     g_lr:float = 0. # learning rate of G; 0: as D's, `lr`
     d_rounds:int = 1 # updates of D in a step
+<<<<<<< HEAD
     redraw:str = 'batch' # new latents with each 'batch' of reals (G plays D's), or for each 'move'
+=======
+    redraw:str = 'batch' # new latents for each 'batch' of reals (G plays D's), 'move' or 'step'
+>>>>>>> 3d0766cbae52125215479fce01949570c53b7996
     clip:float = 0. # D's weights are held within +-clip; 0: free
     penalty:str = '' # on D's slope: 'gp', 'r1', 'r2' or none
     penalty_weight:float = 10. # its factor
@@ -176,7 +192,12 @@ class PokeGAN2Recipe(PokeGAN2Fields):
         opt_D = optimiser(self.opt, D, self.lr, self.betas)
         def clip(): clip_weights(D, self.clip)
         game = G, D, opt_G, opt_D, d_loss, g_loss
+<<<<<<< HEAD
         common = dict(d_rounds=self.d_rounds, after_D=clip if self.clip else None, redraw=self.redraw)
+=======
+        common = dict(d_rounds=self.d_rounds, redraw=self.redraw,
+                      after_D=clip if self.clip else None)
+>>>>>>> 3d0766cbae52125215479fce01949570c53b7996
         if self.msg:
             return msg_phases(*game, weight=self.penalty_weight if self.penalty else 0., **common)
         penalty = self.slope_penalty if self.penalty else None
