@@ -81,22 +81,13 @@ def msg_phases(
     weight:float=10., # of `gp_scales`, which joins D's loss and its one backward pass; 0: none
     d_rounds:int=1, # how often D moves in one step
     after_D:Callable|None=None, # called after each step of D
-<<<<<<< HEAD
-    redraw:str='batch' # as in `gan_phases`: 'batch' or 'move'
-=======
     redraw:str='batch' # a key of REDRAW: when new latents are drawn
->>>>>>> 3d0766cbae52125215479fce01949570c53b7996
 ) -> list: # of phases
     "The two-player game over all scales. Whatever else looks at G sees one picture, as ever."
     one_of('redraw', redraw, tuple(REDRAW))
     def fakes(b): return b.once('fake', lambda: G(b.z, scales=True), G)
-<<<<<<< HEAD
-    def D_fakes(b):
-        if redraw == 'batch': return fakes(b)
-=======
     def shown(b): # to D, which does not teach G
         if redraw != 'move': return fakes(b)
->>>>>>> 3d0766cbae52125215479fce01949570c53b7996
         with torch.no_grad(): return G(b.z, scales=True)
     def D_move(b):
         x, x_hat = pyramid(b.x), [s.detach().float() for s in shown(b)]
@@ -144,11 +135,7 @@ class PokeGAN2Fields(DilatedRecipe):
     opt:str = 'adam' # 'adam' or 'rmsprop'
     g_lr:float = 0. # learning rate of G; 0: as D's, `lr`
     d_rounds:int = 1 # updates of D in a step
-<<<<<<< HEAD
-    redraw:str = 'batch' # new latents with each 'batch' of reals (G plays D's), or for each 'move'
-=======
     redraw:str = 'batch' # new latents for each 'batch' of reals (G plays D's), 'move' or 'step'
->>>>>>> 3d0766cbae52125215479fce01949570c53b7996
     clip:float = 0. # D's weights are held within +-clip; 0: free
     penalty:str = '' # on D's slope: 'gp', 'r1', 'r2' or none
     penalty_weight:float = 10. # its factor
@@ -164,7 +151,6 @@ class PokeGAN2Recipe(PokeGAN2Fields):
     family = 'pokegan2'
 
     def check(self):
-        one_of('redraw', self.redraw, ('batch', 'move'))
         if self.msg and (self.penalty not in ('', 'gp') or self.loss == 'relativistic'):
             raise ValueError("msg goes with bce, hinge or wgan, and with penalty 'gp' or none")
 
@@ -192,12 +178,8 @@ class PokeGAN2Recipe(PokeGAN2Fields):
         opt_D = optimiser(self.opt, D, self.lr, self.betas)
         def clip(): clip_weights(D, self.clip)
         game = G, D, opt_G, opt_D, d_loss, g_loss
-<<<<<<< HEAD
-        common = dict(d_rounds=self.d_rounds, after_D=clip if self.clip else None, redraw=self.redraw)
-=======
         common = dict(d_rounds=self.d_rounds, redraw=self.redraw,
                       after_D=clip if self.clip else None)
->>>>>>> 3d0766cbae52125215479fce01949570c53b7996
         if self.msg:
             return msg_phases(*game, weight=self.penalty_weight if self.penalty else 0., **common)
         penalty = self.slope_penalty if self.penalty else None
