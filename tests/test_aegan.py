@@ -168,6 +168,20 @@ def test_everything_is_made_once(images):
     assert calls == dict(G=4, E=4, Dx=10, Dz=10)
 
 
+def test_the_letter_draws_anew_for_each_move(images):
+    t = trainer(replace(SMALL, redraw='move'), images)
+    passes, seen = [], []
+    t.nets['G'].register_forward_hook(lambda m, args, out: passes.append(out.requires_grad))
+    t.nets['Dz'].register_forward_pre_hook(lambda m, args: seen.append(args[0].detach()))
+    t.one_step()
+    assert passes == [False, False, True, True] # hat and tilde: D's, then those that teach
+    assert len(seen) == 5 and len({v.sum().item() for v in seen}) == 5
+    r = AEGAN_RECIPES[0]
+    assert (r.redraw, r.init, r.sn_head, r.epochs) == ('move', 'torch', True, 160)
+    assert not hasattr(SMALL.networks(0)['Dx'].blocks[-1][0], 'parametrizations')
+    assert hasattr(replace(SMALL, sn_head=True).networks(0)['Dx'].blocks[-1][0], 'parametrizations')
+
+
 def test_only_pictures_count_for_the_running_statistics_of_e(images):
     t = trainer(SMALL, images, bf16=False)
     b, E = Batch(t), t.nets['E']

@@ -66,7 +66,11 @@ def test_every_loss_gives_finite_weights(loss, bf16):
 def test_clipping_and_rounds():
     t = quick(loss='wgan', opt='rmsprop', clip=.01, d_rounds=3, ema=0.)
     t.fit(steps=2)
-    assert max(p.abs().max() for p in t.nets['D'].parameters()) <= .01
+    norms = [m for m in t.nets['D'].modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    gains = {id(m.weight) for m in norms}
+    clipped = [p for p in t.nets['D'].parameters() if id(p) not in gains]
+    assert max(p.abs().max() for p in clipped) <= .01
+    assert min(m.weight.min() for m in norms) > .5 # gains stay, or variances would sink to nothing
     assert t.images_seen == 2*3*8
 
 
@@ -98,6 +102,66 @@ def test_a_later_round_sees_other_reals():
 class InterruptCB(Callback):
     def after_step(self, t):
         if t.step == 3: raise KeyboardInterrupt
+
+
+def watched(t): # (latents of each pass through G, does it teach G?), and the numbers of each batch of reals
+    passes, reals = [], []
+    def hook(G, args, out): passes.append((args[0].sum().item(), out.requires_grad))
+    t.nets['G'].register_forward_hook(hook)
+    load = t.reals
+    def watch(idx):
+        reals.append(tuple(idx.tolist()))
+        return load(idx)
+    t.reals = watch
+    t.one_step()
+    return passes, reals
+
+
+@pytest.mark.parametrize('redraw, latents, n_reals, teaching', [
+    ('batch', [1, 2, 3], 3, [True, True, True]), # G plays those of D's last move, one pass for both
+    ('move', [1, 2, 3, 4], 3, [False, False, False, True]),
+    ('step', [1], 3, [True])]) # one pass for all four moves
+def test_when_latents_are_drawn(redraw, latents, n_reals, teaching):
+    passes, reals = watched(quick(d_rounds=3, redraw=redraw))
+    zs, taught = zip(*passes)
+    assert [1 + sorted(set(zs), key=zs.index).index(z) for z in zs] == latents
+    assert list(taught) == teaching
+    assert len(set(reals)) == n_reals
+
+
+@pytest.mark.parametrize('redraw, n_passes, n_reals', [('move', 3, 1), ('batch', 2, 2)])
+def test_rounds_of_system_1_share_their_reals_and_no_latents(redraw, n_passes, n_reals):
+    t = quick(split_d=True, d_rounds=2, redraw=redraw)
+    passes, reals = watched(t)
+    assert len({z for z, _ in passes}) == len(passes) == n_passes
+    assert len(set(reals)) == n_reals and t.images_seen == 8*n_reals
+
+
+def test_system_1_can_smooth_its_targets():
+    def loss(**kw):
+        t = quick(split_d=True, amp=False, **kw)
+        t.one_step()
+        return {k: float(v) for k, v in t.logs.items()}
+    plain, smooth = loss(), loss(real_target=.9, fake_target=.2)
+    assert smooth['D_fake/loss'] - plain['D_fake/loss'] == pytest.approx(-.2*plain['D_fake/fake'], abs=1e-5)
+    with pytest.raises(ValueError, match='flip'): recipe('dcgan-keras', flip=.1)
+
+
+def test_rmsprop_forgets_at_the_rate_that_is_asked_for():
+    clip, quick = recipe('wgan-clip', **SMALL), recipe('dcgan-quick', **SMALL, opt='rmsprop')
+    for r, decay in ((clip, .9), (quick, .99)):
+        for p in r.phases(r.networks(0)): assert p.opt.param_groups[0]['alpha'] == decay
+
+
+def test_contrast_is_taken_around_each_pictures_own_mean():
+    change = recipe('dcgan-uniform', hflip=False, brightness=0., contrast=.5).change_reals()
+    x = .3*torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = x + torch.tensor([.5, 0, -.6])[:, None, None]
+    y = change(x, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(y.mean((2, 3)), x.mean((2, 3)))
+    factor = y.std((2, 3))/x.std((2, 3)) # one for each picture
+    assert (factor.std(1) < 1e-5).all() and factor.min() >= .5 and factor.max() <= 1.5
+    assert factor.mean(1).std() > .01
 
 
 def test_interrupt_saves_and_says_so(tmp_path):

@@ -184,8 +184,9 @@ def plot_log(rows:list, title:str=''): # rows as `read_log` returns them -> a ma
     "One panel for each kind of number in the log: losses, logits, health, load."
     from matplotlib.figure import Figure
     names = dict.fromkeys(k for r in rows for k in r)
-    split = {'D_fake/loss': 'd1_loss', 'D_real/loss': 'd2_loss', 'G/loss': 'g_loss'} # as system 1 says
-    alias = {k: f'{k} ({v})' for k, v in split.items() if 'D_fake/loss' in names}
+    alias = { # what system 1 calls the losses of its game
+        'D_fake/loss': 'd1_loss (D_fake/loss)', 'D_real/loss': 'd2_loss (D_real/loss)',
+        'G/loss': 'g_loss (G/loss)'} if 'D_fake/loss' in names else {}
     def shown(ends): return [k for k in names if k.split('/')[-1] in ends.split()]
     panels = {p: shown(ends) for p, ends in PANELS.items() if shown(ends)} or {'no numbers': []}
     fig = Figure(figsize=(8, 2*len(panels)), layout='constrained')
