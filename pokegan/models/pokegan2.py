@@ -198,6 +198,7 @@ def _steps_before(self:PokeGAN2Recipe, images) -> list: # (folder, recipe, share
 
 def _part(budget:dict, share:float, epochs:float) -> dict: # a budget
     "Epochs of its own for a step before the GAN; else as many steps, and a share of the minutes."
+    budget = budget | dict(keep_every=None, keep_epochs=None) # what is kept are generators that play
     if epochs: return budget | dict(steps=None, minutes=None, epochs=epochs)
     return budget | dict(minutes=budget['minutes'] and share*budget['minutes'])
 
