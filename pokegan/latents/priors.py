@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..core import LATENTS, normal, one_of, run_eval, uniform
+from ..core import LATENTS, normal, one_of, run_eval
 
 # %% ../../nbs/14a_truncation.ipynb #c011
 def truncated_normal(

@@ -221,8 +221,8 @@ class ProjectedRecipe(_ProjectedFields):
     def check_requirements(self): self.eyes(nn.Linear(1, 1)) # opens the frozen network once
 
 PROJECTED_RECIPES = (ProjectedRecipe('projected', 'Sauer et al. 2021, Projected GANs Converge Faster',
-    'EfficientNet-Lite0 at 96 px, a small D, a generator after FastGAN without noise, and one look at '
-    'the same fakes for D and G: for a processor and a few hundred pictures'),)
+    'EfficientNet-Lite0 at 96 px, a small D, a generator after FastGAN without noise, and one look '
+    'at the same fakes for D and G: for a processor and a few hundred pictures'),)
 
 # %% ../../nbs/13b_projected.ipynb #two
 class TwoResolutionD(nn.Module):
