@@ -106,16 +106,16 @@ def test_state_holds_the_last_good_step_when_killed_while_writing(zygote, tmp_pa
         except ProcessLookupError: pass  # the run has ended already
         zygote.stdout.readline()
         for name in ('state', 'last'): assert read_tensors(tmp_path/f'run/{name}.safetensors')[0]
-        assert json.loads((tmp_path/'run/run.json').read_text())['schema'] == 1
+        assert json.loads((tmp_path/'run/run.json').read_text(encoding='utf-8'))['schema'] == 1
     assert read_tensors(tmp_path/'run/state.safetensors')[1]['step'] > 0
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    "A file system of 8 MiB."
+    "A file system of 16 MiB."
     at = tmp_path/'small'
     at.mkdir()
-    mount = ['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', at]
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=16m', 'tmpfs', at]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip('a small tmpfs can only be mounted by root')
     yield at

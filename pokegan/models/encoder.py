@@ -277,7 +277,7 @@ def named_features(
     "Features to measure with. ValueError on a wrong name or folder, ImportError where an extra is missing."
     folder = Path(name) if isinstance(name, (str, Path)) else None
     if folder is None or not (folder/'run.json').exists(): return extractor(name, device)
-    E, info = load_encoder(folder), json.loads((folder/'run.json').read_text())
+    E, info = load_encoder(folder), json.loads((folder/'run.json').read_text(encoding='utf-8'))
     if info['recipe'].get('faithful'):
         raise ValueError(f'{folder} cannot judge: trained with faithful=yes, it answers by the batch')
     name, size = info['recipe']['name'], info['data']['size']
