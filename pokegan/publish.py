@@ -129,7 +129,7 @@ def model_card(
 ![32 pictures of seed 0, none of them chosen](samples.png)
 
 ```python
-from pokegan.recipes import load_run
+from pokegan import load_run
 run = load_run({name!r})  # this folder
 x = run.sample(64, seed=0)  # (64, 3, {size}, {size}) in [-1, 1]
 ```

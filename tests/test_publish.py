@@ -75,6 +75,14 @@ def test_folder(run, given):
     assert info['scores']['scores'] == scores_of(run) and info['published']['limits'] == 'Not *good*.'
 
 
+def test_the_imports_that_cards_show_work(given):
+    cards = [given.folder, *(load_run(k).folder for k in pretrained())]
+    for folder in cards:
+        shown = re.findall('^from .* import .*$', text_of(folder/'README.md'), re.M)
+        assert shown
+        for line in shown: exec(line, {})
+
+
 def test_card_is_a_function_of_run_json(given):
     text, info = text_of(given.folder/'README.md'), read_info(given.folder)
     assert text == model_card('small', info)
