@@ -36,7 +36,7 @@ CHANGES = { # name -> what is changed in the literal loop
     'latents reused': dict(reuse=True), 'bfloat16': dict(bf16=True)}
 SCORES = ['kid_sheet', 'kid_sheet_se', 'kid_plain', 'kid_plain_se', 'diversity']
 COLUMNS = dict(bisect=['what', 'seed', 'step', 'images', 'n', *SCORES, 'acc', 'seconds'],
-               sheets=['run', 'recipe', 'step', 'images', 'epoch', 'n', *SCORES])
+               sheets=['run', 'recipe', 'batch', 'step', 'images', 'epoch', 'n', *SCORES])
 
 
 def through_sheet(x): # (n,3,64,64) uint8, n a multiple of 64 or the last sheet has gaps -> the same
@@ -53,8 +53,8 @@ def through_sheet(x): # (n,3,64,64) uint8, n a multiple of 64 or the last sheet 
 
 class Judge:
     "Scores generators against one set of real pictures."
-    def __init__(self, images, n):
-        self.extract, self.n = extractor('effnet-lite0', 'cpu'), n
+    def __init__(self, images):
+        self.extract = extractor('effnet-lite0', 'cpu')
         self.real = {s: self.look(images.x, s) for s in (True, False)}
         self.spread = diversity(to_float(images.x[::3]))
 
@@ -110,7 +110,7 @@ def sheets(a, images, judge, rows, save):
         if any(r.items() >= key.items() for r in rows): continue
         z = run.latents(a.n, seed=5).split(64)
         seen = dict(images=str(info['images']), epoch=f"{info['images']/info['data']['n']:.1f}")
-        save(key | dict(recipe=run.recipe.name) | seen | judge(run.G, z))
+        save(key | dict(recipe=run.recipe.name, batch=str(run.recipe.batch)) | seen | judge(run.G, z))
 
 
 def main():
@@ -129,7 +129,7 @@ def main():
     b.add_argument('--seeds', type=int, nargs='+', default=[0])
     a = p.parse_args()
     images, path = load_images(a.data, 64), Path(f'{a.out}.csv')
-    judge, rows = Judge(images, a.n), read(path)
+    judge, rows = Judge(images), read(path)
     def save(row):
         rows.append(row)
         write(path, rows, COLUMNS[a.command])

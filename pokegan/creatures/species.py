@@ -13,9 +13,8 @@ from functools import lru_cache
 import numpy as np
 from .bodies import body, BUILDS
 from .heads import Pose, Species
-from pokegan.creatures.shapes import (
-    BELLY, BLUSH, BONE, camera, GLOW, GREEN, INK, IRIS, mix, MOUTH, render, rgb, shrink, SKIN,
-    table, TRIM, WHITE)
+from .shapes import BELLY, BLUSH, BONE, camera, GLOW, GREEN, INK, IRIS, mix
+from .shapes import MOUTH, render, rgb, shrink, SKIN, table, TRIM, WHITE
 
 PALETTES = dict(  # three coats, belly, trim, glow, iris
     ember=(('ec5a2a', 'f58a2b', 'c9383c'), 'ffe09a', '8a2f35', 'ffc53d', '2f6bd0'),

@@ -17,7 +17,7 @@ from ..training.label_smoothing import noisy_targets
 from ..training.losses import bce, full
 from ..training.trainer import adam, logit_stats, Phase
 from .autoencoder import conv_encoder, dense, ReconstructionCB
-from .dcgan import conv_discriminator, conv_generator, init_dcgan, init_torch
+from .dcgan import conv_discriminator, conv_generator, init_dcgan, STARTS
 from .recipe import Recipe
 
 # %% ../../nbs/10b_aegan.ipynb #c007
@@ -157,7 +157,7 @@ class AEGANRecipe(Recipe):
 # %% ../../nbs/10b_aegan.ipynb #c025
 def _build(self:AEGANRecipe) -> dict: # on the CPU
     "G, E, and the discriminators that have a weight."
-    init = dict(init=dict(normal=init_dcgan, torch=init_torch)[self.init])
+    init = dict(init=STARTS[self.init])
     judge = dict(norm_first=True, sn=True, sn_head=self.sn_head, head='conv')
     nets = dict(G=conv_generator(self.size, self.nz, self.ngf, **init),
                 E=conv_encoder(self.size, self.nz, self.ndf, self.whole, **init))

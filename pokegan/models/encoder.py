@@ -23,9 +23,8 @@ from ..training.checkpoint import read_tensors, unflatten
 from ..training.schedules import cosine, ScheduleCB
 from ..training.trainer import adam, Callback, check_budget, Trainer
 from ..metrics.features import Extractor, extractor
-from pokegan.models.classifier import (
-    accuracy, AccuracyCB, classifier_phases, rows_together, split_rows, subset, TASKS,
-    three_sets, turned)
+from .classifier import accuracy, AccuracyCB, classifier_phases, rows_together
+from .classifier import split_rows, subset, TASKS, three_sets, turned
 from .recipe import fit_run, from_plain, make_trainer, Recipe
 
 # %% ../../nbs/11b_encoder.ipynb #c007
