@@ -35,19 +35,20 @@ def targets(n): # of reals, of fakes: smooth, noisy, one in twenty swapped
 
 class Literal:
     "The published loop. `x` (n,3,64,64) in [-1,1]."
-    def __init__(self, x, seed:int=0, *, normal_start=False, sn_last=True, reuse=False, bf16=False):
+    def __init__(self, x, seed:int=0, batch:int=64, *, normal_start=False, sn_last=True, reuse=False, bf16=False):
         torch.manual_seed(seed)
-        self.x, self.G, self.D, self.reuse, self.bf16 = x, conv_G(), conv_D(sn_last), reuse, bf16
+        self.x, self.batch, self.reuse, self.bf16 = x, batch, reuse, bf16
+        self.G, self.D = conv_G(), conv_D(sn_last)
         if normal_start: radford_start(self.G), radford_start(self.D)
         self.opts = [torch.optim.Adam(m.parameters(), 2e-4, (.5, .9)) for m in (self.D, self.G)]
         self.order, self.right = torch.tensor([], dtype=torch.long), []
 
-    def latents(self): return torch.randn(64, 128, 1, 1)
-    def targets(self): return targets(64)
+    def latents(self): return torch.randn(self.batch, 128, 1, 1)
+    def targets(self): return targets(self.batch)
 
     def reals(self):
-        while len(self.order) < 64: self.order = torch.cat([self.order, torch.randperm(len(self.x))])
-        now, self.order = self.order[:64], self.order[64:]
+        while len(self.order) < self.batch: self.order = torch.cat([self.order, torch.randperm(len(self.x))])
+        now, self.order = self.order[:self.batch], self.order[self.batch:]
         return self.x[now]
 
     def one_step(self):
@@ -64,7 +65,7 @@ class Literal:
             if not self.reuse: x_hat = self.G(self.latents())
             fooled = self.D(x_hat).float()
         opt_G.zero_grad()
-        cross_entropy(fooled, torch.ones(64)).backward()
+        cross_entropy(fooled, torch.ones(self.batch)).backward()
         opt_G.step()
         self.right.append(((real > .5).float().mean() + (fake <= .5).float().mean()).item()/2)
 

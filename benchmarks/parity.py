@@ -35,7 +35,7 @@ CHANGES = { # name -> what is changed in the literal loop
     'literal': {}, 'normal start': dict(normal_start=True), 'no norm on the last': dict(sn_last=False),
     'latents reused': dict(reuse=True), 'bfloat16': dict(bf16=True)}
 SCORES = ['kid_sheet', 'kid_sheet_se', 'kid_plain', 'kid_plain_se', 'diversity']
-COLUMNS = dict(bisect=['what', 'seed', 'step', 'images', 'n', *SCORES, 'acc', 'seconds'],
+COLUMNS = dict(bisect=['what', 'batch', 'seed', 'step', 'images', 'n', *SCORES, 'acc', 'seconds'],
                sheets=['run', 'recipe', 'batch', 'step', 'images', 'epoch', 'n', *SCORES])
 
 
@@ -74,9 +74,9 @@ class Judge:
 
 class Ours:
     "A recipe, with the face of `Literal`."
-    def __init__(self, images, seed, name):
+    def __init__(self, images, seed, batch, name):
         name, changes = variant(name)
-        self.t = make_trainer(recipe(name, **changes), images, seed, 'cpu')
+        self.t = make_trainer(recipe(name, batch=batch, **changes), images, seed, 'cpu')
         self.G, self.right = self.t.nets['G'], []
 
     def one_step(self):
@@ -88,10 +88,10 @@ def bisect(a, images, judge, rows, save):
     x, z = to_float(images.x), torch.randn(a.n, 128, generator=torch.Generator().manual_seed(5))
     for seed in a.seeds:
         for what in a.what:
-            key = dict(what=what, seed=str(seed), n=str(a.n))
+            key = dict(what=what, batch=str(a.batch), seed=str(seed), n=str(a.n))
             if any(r.items() >= (key | dict(step=str(a.steps))).items() for r in rows): continue
             literal = what in CHANGES
-            play = Literal(x, seed, **CHANGES[what]) if literal else Ours(images, seed, what)
+            play = Literal(x, seed, a.batch, **CHANGES[what]) if literal else Ours(images, seed, a.batch, what)
             zs, seconds = (z[:, :, None, None] if literal else z).split(64), 0.
             for step in range(a.every, a.steps+1, a.every):
                 t0 = time.process_time()
@@ -99,7 +99,7 @@ def bisect(a, images, judge, rows, save):
                 seconds += time.process_time() - t0
                 with torch.random.fork_rng(): scores = judge(play.G, zs)
                 right = sum(play.right[-20:])/len(play.right[-20:])
-                done = dict(step=str(step), images=str(64*step), acc=f'{right:.3f}', seconds=f'{seconds:.0f}')
+                done = dict(step=str(step), images=str(a.batch*step), acc=f'{right:.3f}', seconds=f'{seconds:.0f}')
                 save(key | done | scores)
 
 
@@ -124,6 +124,7 @@ def main():
     c.add_argument('runs', nargs='+', help='run folders')
     b = commands.choices['bisect']
     b.add_argument('--what', nargs='+', default=[*CHANGES, 'dcgan-819'], help='changes, or recipes')
+    b.add_argument('--batch', type=int, default=64)
     b.add_argument('--steps', type=int, default=300)
     b.add_argument('--every', type=int, default=100, help='steps between two looks')
     b.add_argument('--seeds', type=int, nargs='+', default=[0])
