@@ -35,7 +35,8 @@ def targets(n): # of reals, of fakes: smooth, noisy, one in twenty swapped
 
 class Literal:
     "The published loop. `x` (n,3,64,64) in [-1,1]."
-    def __init__(self, x, seed:int=0, batch:int=64, *, normal_start=False, sn_last=True, reuse=False, bf16=False):
+    def __init__(self, x, seed:int=0, batch:int=64, *,
+                 normal_start=False, sn_last=True, reuse=False, bf16=False):
         torch.manual_seed(seed)
         self.x, self.batch, self.reuse, self.bf16 = x, batch, reuse, bf16
         self.G, self.D = conv_G(), conv_D(sn_last)

@@ -91,7 +91,8 @@ def bisect(a, images, judge, rows, save):
             key = dict(what=what, batch=str(a.batch), seed=str(seed), n=str(a.n))
             if any(r.items() >= (key | dict(step=str(a.steps))).items() for r in rows): continue
             literal = what in CHANGES
-            play = Literal(x, seed, a.batch, **CHANGES[what]) if literal else Ours(images, seed, a.batch, what)
+            if literal: play = Literal(x, seed, a.batch, **CHANGES[what])
+            else: play = Ours(images, seed, a.batch, what)
             zs, seconds = (z[:, :, None, None] if literal else z).split(64), 0.
             for step in range(a.every, a.steps+1, a.every):
                 t0 = time.process_time()
@@ -99,8 +100,8 @@ def bisect(a, images, judge, rows, save):
                 seconds += time.process_time() - t0
                 with torch.random.fork_rng(): scores = judge(play.G, zs)
                 right = sum(play.right[-20:])/len(play.right[-20:])
-                done = dict(step=str(step), images=str(a.batch*step), acc=f'{right:.3f}', seconds=f'{seconds:.0f}')
-                save(key | done | scores)
+                done = dict(step=str(step), images=str(a.batch*step), acc=f'{right:.3f}')
+                save(key | done | dict(seconds=f'{seconds:.0f}') | scores)
 
 
 def sheets(a, images, judge, rows, save):

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'RANK', 'ClickException', 'Opt', 'Arg', 'SOURCE', 'RUN', 'FEATURES', 'TRUNCATION', 'RunFolder', 'Device',
-           'Features', 'Truncation', 'Psi', 'Best', 'Step', 'RECIPE', 'STOP', 'FILM', 'BETWEEN', 'LICENCE',
-           'prepared_name', 'data_command', 'recipes_command', 'one_line', 'main', 'again', 'tell', 'train_command',
-           'sample_command', 'walk_command', 'film_command', 'evaluate_command', 'compare_command', 'publish_command']
+           'Features', 'Truncation', 'Psi', 'Best', 'Step', 'RECIPE', 'STOP', 'LIKE', 'BACKGROUND', 'MOST_ROWS', 'FILM',
+           'BETWEEN', 'LICENCE', 'prepared_name', 'data_command', 'recipes_command', 'one_line', 'main', 'again',
+           'tell', 'train_command', 'rows_like', 'sample_command', 'walk_command', 'film_command', 'evaluate_command',
+           'compare_command', 'publish_command']
 
 # %% ../nbs/17_cli.ipynb #c004
 import json, os, sys
@@ -158,10 +159,30 @@ def train_command(
     if done.info['stopped'] == 'interrupted': raise typer.Exit(130)
 
 # %% ../nbs/17_cli.ipynb #c025
+LIKE = 'a picture or a folder of them: a row of new images like each; for runs that read pictures'
+BACKGROUND = 'colour under transparent parts of pictures'
+MOST_ROWS = 64 # of a sheet
+
+def rows_like(r, like:Path, n:int, seed:int, background:str): # a Run -> (k,1+n,3,h,w) uint8
+    "Each picture, and n new ones like it. Raises ValueError, one line, as the functions it calls."
+    r.encoder # raises where there is none, before anything is read
+    import torch
+    from pokegan.data.images import to_float, to_uint8
+    from pokegan.models.autoencoder import read_picture
+    if like.is_dir():
+        images = pokegan.load_images(like, r.recipe.size, background)
+        if any(row.action == 'skip' for row in images.report.rows): print(images.report)
+        if len(images) > MOST_ROWS: print(f'{like} holds {len(images)} pictures: the first {MOST_ROWS}')
+        x = to_float(images.x[:MOST_ROWS])
+    else: x = read_picture(like, r.recipe.size, background)
+    return to_uint8(torch.cat([x[:, None], r.like(x, n, seed).unflatten(0, (len(x), n))], 1))
+
 @app.command('sample')
 def sample_command(
     run: RunFolder,
-    n: Annotated[int, Opt(help='how many images')] = 64,
+    n: Annotated[int|None, Opt(help='how many images; default 64, or 8 like each picture')] = None,
+    like: Annotated[Path|None, Opt(help=LIKE)] = None,
+    background: Annotated[str, Opt(help=BACKGROUND)] = 'white',
     truncation: Truncation = None,
     psi: Psi = 1.,
     seed: Annotated[int, Opt(help='the same seed gives the same images')] = 0,
@@ -172,17 +193,27 @@ def sample_command(
     "New images from a trained run."
     from pokegan.data.images import grid, to_uint8
     from pokegan.training.callbacks import save_png
+    n = n if n is not None else 8 if like else 64
     if n < 1: raise ValueError(f'n is {n}; ask for at least 1 image')
-    x = to_uint8(pokegan.load_run(run, step=step).sample(n, seed, truncation, psi))
-    save_png(grid(x, max(1, round(n**.5))), out)
+    if like and (truncation is not None or psi != 1):
+        raise ValueError('--like says where latents come from; leave out --truncation and --psi')
+    r, said = pokegan.load_run(run, step=step), f'{n} images'
+    if like:
+        rows = rows_like(r, like, n, seed, background)
+        sheet, x = grid(rows.flatten(0, 1), n+1), rows[:, 1:].flatten(0, 1)
+        said += ' like the first of ' + ('the row' if len(rows) == 1 else f'each of {len(rows)} rows')
+    else:
+        x = to_uint8(r.sample(n, seed, truncation, psi))
+        sheet = grid(x, max(1, round(n**.5)))
+    save_png(sheet, out)
     if each:
         each.mkdir(parents=True, exist_ok=True)
         for i, p in enumerate(x): save_png(p, each/f'{i:05d}.png')
-    print(f'{n} images are in {out}' + (f', one by one in {each}' if each else ''))
+    print(f'{said} are in {out}' + (f', one by one in {each}' if each else ''))
 
 # %% ../nbs/17_cli.ipynb #walk1
 FILM = 'a .gif; an .mp4 or .avi where ffmpeg is'
-BETWEEN = 'walk from one picture to another, in a run with an encoder, such as aegan'
+BETWEEN = 'walk from one picture to another, in a run that can read pictures'
 
 @app.command('walk')
 def walk_command(
@@ -194,7 +225,7 @@ def walk_command(
     psi: Psi = 1.,
     seed: Annotated[int, Opt(help='the same seed gives the same walk')] = 0,
     between: Annotated[tuple[Path, Path]|None, Opt(help=BETWEEN)] = None,
-    background: Annotated[str, Opt(help='colour under transparent parts of those')] = 'white',
+    background: Annotated[str, Opt(help=BACKGROUND)] = 'white',
     step: Step = None,
     out: Annotated[Path, Opt(help=FILM)] = Path('walk.gif'),
 ):

@@ -8,14 +8,16 @@ __all__ = ['Run', 'pretrained', 'load_run', 'claim_folder', 'newest_folder', 'wo
 
 # %% ../nbs/15a2_runs.ipynb #c003
 import itertools, os, timeit
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
 import psutil, torch
 from torch import Tensor, nn
 
-from .core import one_of, run_eval, seeded
+from .core import one_of, seeded
 from .data.images import Images
 from .training import distributed as processes
 from .training.callbacks import read_log
@@ -54,11 +56,20 @@ class Run:
         "New images (n,3,h,w) in [-1,1]; arguments as in `latents`."
         return sample(self.G, self.latents(n, seed, truncation, psi))
 
-    def encode(self, x:Tensor) -> Tensor: # (n,3,h,w) in [-1,1] to (n,nz)
-        "Latents of pictures. Raises ValueError where the recipe has no encoder."
-        if 'E' in self.nets: return run_eval(self.nets['E'], x).cpu()
-        raise ValueError(f'{self.folder} has no encoder, so no picture has a latent; '
-                         'train one that has: pokegan train --recipe aegan')
+    @cached_property
+    def encoder(self) -> Callable: # as of `Recipe.encoder`; ValueError where there is none
+        if encode := self.recipe.encoder(self.nets): return encode
+        raise ValueError(f'{self.folder.name} cannot read pictures: it has no encoder and no axes of codes; '
+                         'creatures-projected can, or: pokegan train --recipe projected-instance')
+
+    def encode(self, x:Tensor, n:int=1, seed:int=0) -> Tensor: # (k,3,h,w) in [-1,1] to (k·n,nz)
+        """n latents for each of k pictures; the seed decides what a picture leaves open.
+        Raises ValueError as `encoder`."""
+        return self.encoder(x, torch.Generator().manual_seed(seed), n)
+
+    def like(self, x:Tensor, n:int=8, seed:int=0) -> Tensor: # (k·n,3,h,w) in [-1,1]
+        "New images like each of k pictures; arguments and errors as in `encode`."
+        return sample(self.G, self.encode(x, n, seed))
 
 # %% ../nbs/15a2_runs.ipynb #c024
 def pretrained() -> dict: # name -> folder

@@ -81,11 +81,10 @@ class Explorer:
 
     def encode(self, name:str, data:bytes) -> tuple: # of a file; nz values
         """The code of a picture file, to three decimals.
-        Raises ValueError, one line, where the file is no picture or the run has no encoder."""
-        if 'E' not in self.run.nets: raise ValueError(f'{self.run.recipe.name} has no encoder; '
-            'explore creatures-aegan, or another run of an aegan recipe')
+        Raises ValueError, one line, where the file is no picture or the run cannot read any."""
+        encode = self.run.encoder # refused before the file is read
         x = read_picture(name, self.run.G.size, data=data)
-        code = self.run.encode(x)[0].tolist()
+        code = encode(x, torch.Generator().manual_seed(0))[0].tolist()
         return tuple(round(v, 3) for v in code) # so that a printed state is the whole state
 
 # %% ../nbs/16b_explore.ipynb #c019
@@ -184,7 +183,7 @@ class Panel:
         self.upload.observe(self.take, 'value')
         self.keep = w.Button(description='save PNG')
         self.keep.on_click(self.save)
-        buttons = w.HBox([self.upload, self.keep] if 'E' in e.run.nets else [self.keep])
+        buttons = w.HBox([self.upload, self.keep] if e.run.recipe.encoder(e.run.nets) else [self.keep])
         shown = w.VBox([self.image, buttons, self.said], layout=w.Layout(width='310px'))
         self.box = w.HBox([shown, w.VBox(everything)])
         self.show()

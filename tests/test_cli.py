@@ -75,6 +75,29 @@ def test_sample_is_repeatable_and_truncation_changes_it(run):
     with Image.open(each[0]) as im: assert im.size == (32, 32)
 
 
+def test_sample_like_pictures(run, tmp_path):
+    pytest.importorskip('efficientnet_lite_pytorch')
+    ready = 'creatures-projected'
+    pokegan('sample', ready, '--n', 3, '--each', 'mine', '--out', 'few.png', cwd=tmp_path)
+    (tmp_path/'mine/note.txt').write_text('no picture')
+    pokegan('sample', ready, '--like', 'mine', '--n', 5, '--out', 'rows.png', '--each', 'new', cwd=tmp_path)
+    with Image.open(tmp_path/'rows.png') as im: assert im.size == (6*66 + 2, 3*66 + 2)
+    with Image.open(tmp_path/'rows.png') as im, Image.open(tmp_path/'mine/00001.png') as first:
+        tile = im.crop((2, 68, 66, 132))
+        assert tile.tobytes() == first.convert('RGB').tobytes() # each row begins with what was given
+    assert len(pictures(tmp_path/'new')) == 15
+    for name, seed in dict(a=0, b=0, c=1).items():
+        words = '--like', 'mine/00000.png', '--seed', seed, '--out', f'{name}.png'
+        pokegan('sample', ready, *words, cwd=tmp_path)
+    a, b, c = ((tmp_path/f'{k}.png').read_bytes() for k in 'abc')
+    assert a == b != c
+    assert 'cannot read pictures' in refused('sample', run, '--like', 'mine', cwd=tmp_path)
+    for words, hint in {('mine/note.txt',): 'give a picture', ('none.png',): 'none.png',
+                        ('mine', '--psi', .5): 'leave out', ('mine', '--n', 0): 'at least 1'}.items():
+        assert hint in refused('sample', ready, '--like', *words, '--out', 'no.png', cwd=tmp_path)
+    assert not (tmp_path/'no.png').exists()
+
+
 def test_resume_goes_on(run):
     pokegan('train', '--resume', '--run', run, '--steps', 15, cwd=run.parent)
     assert read_info(run)['step'] == 15
@@ -230,7 +253,7 @@ def test_walk_between_two_pictures(run, tmp_path):
         assert 2 <= gif.n_frames <= 5  # equal neighbours become one
         assert gif.size == (32, 32)
     assert pictures(tmp_path/'road/reconstructions')
-    assert 'has no encoder' in refused('walk', run, '--between', *ends, cwd=tmp_path)
+    assert 'cannot read pictures' in refused('walk', run, '--between', *ends, cwd=tmp_path)
     assert 'none.png' in refused('walk', 'road', '--between', ends[0], 'none.png', cwd=tmp_path)
     assert '2 or more' in refused('walk', 'road', '--between', *ends, '--frames', 1, cwd=tmp_path)
 

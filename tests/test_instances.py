@@ -6,11 +6,11 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from pokegan.data import Images, load_images, to_float
+from pokegan.data import load_images, to_float
 from pokegan.training.checkpoint import flatten
 from pokegan.training.trainer import Batch
 from pokegan.models.instance import (
-    Codes, ConditionalDiscriminator, INSTANCE_RECIPES, InstanceRecipe, picture_codes)
+    Codes, ConditionalDiscriminator, INSTANCE_RECIPES, InstanceRecipe, map_means)
 from pokegan.models.projected import PROJECTED_RECIPES
 from pokegan.models.recipe import make_trainer
 from pokegan.recipes import recipe
@@ -20,23 +20,50 @@ from test_projected import CHANNELS, SMALL as PROJECTED, eyes, noise, rng
 SMALL = PROJECTED | dict(lr_decay=0., zoom_share=0., nc=5)
 
 
+def learned(x, nc=6, batch=64): # (n,3,h,w) uint8
+    codes = Codes(7, nc)
+    codes.learn(map_means(eyes(), to_float(x).split(batch)))
+    return codes
+
+
 def test_codes_are_white_and_of_this_picture_alone():
-    images = noise(40)
-    codes = picture_codes(eyes(), images, 6)
+    x = noise(40).x
+    codes = learned(x).codes
     assert codes.shape == (40, 6)
-    assert torch.allclose(codes.mean(0), torch.zeros(6), atol=1e-5)
-    torch.testing.assert_close(codes.T @ codes/40, torch.eye(6), atol=1e-4, rtol=0)
-    in_other_batches = picture_codes(eyes(), images, 6, batch=7)
-    torch.testing.assert_close(in_other_batches, codes, atol=1e-3, rtol=0)
-    order = torch.randperm(40, generator=rng())
-    other = picture_codes(eyes(), Images(images.x[order], source='noise'), 6)
-    apart, want = torch.cdist(other, other), torch.cdist(codes[order], codes[order])
-    torch.testing.assert_close(apart, want, atol=1e-2, rtol=0)
+    assert torch.allclose(codes.mean(0), torch.zeros(6), atol=1e-4)
+    torch.testing.assert_close(codes.T @ codes/40, torch.eye(6), atol=1e-3, rtol=0)
+    torch.testing.assert_close(learned(x, batch=7).codes, codes, atol=1e-2, rtol=0)
+    order = torch.randperm(40, generator=rng()) # the axes have their signs, whatever the order
+    torch.testing.assert_close(learned(x[order]).codes, codes[order], atol=1e-2, rtol=0)
+
+
+def test_codes_are_principal_components_of_levels_of_equal_weight():
+    g = rng()
+    levels = [torch.randn(50, 4, generator=g)*torch.tensor([9., 1, 1, 1]), torch.randn(50, 3, generator=g)]
+    codes = Codes(7, 3)
+    codes.learn(levels)
+    f = torch.cat([(l - l.mean(0))/l.var(0).sum().sqrt() for l in levels], 1).double()
+    want = torch.linalg.svd(f, full_matrices=False).U[:, :3]*50**.5
+    for got, axis in zip(codes.codes.double().T, want.T):
+        assert min((got - axis).abs().max(), (got + axis).abs().max()) < 1e-4
+
+
+def test_any_picture_has_a_code_and_keeps_it_when_saved():
+    x = noise(60).x
+    codes = learned(x[:40])
+    def of(c, x): return c.of(map_means(eyes(), [to_float(x)]))
+    torch.testing.assert_close(of(codes, x[:40]), codes.codes, atol=1e-4, rtol=0)
+    again = Codes(7, 6)
+    again.load_state_dict(codes.state_dict())
+    assert torch.equal(of(again, x[40:]), of(codes, x[40:]))
+    again.learn(map_means(eyes(), [to_float(x[40:])])) # by the axes that are there
+    assert torch.equal(again.axes, codes.axes) and len(again.codes) == 20
+    torch.testing.assert_close(again.codes, of(codes, x[40:]), atol=1e-5, rtol=0)
 
 
 def test_too_few_pictures():
     with pytest.raises(ValueError, match='24 pictures are too few for codes of 24 values'):
-        picture_codes(eyes(), noise(24), 24)
+        learned(noise(24).x, 24)
 
 
 def test_prior_draws_a_code_of_the_data_behind_random_numbers():
@@ -103,6 +130,27 @@ def test_run_resumes_exactly_and_opens_without_eyes(tmp_path, monkeypatch):
     assert a.nets['codes'].codes.shape == (40, 5)
     assert torch.equal(a.sample(3, seed=1), b.sample(3, seed=1))
     assert a.latents(2).shape == (2, 17)
+
+
+def test_a_run_reads_pictures(tmp_path):
+    pytest.importorskip('efficientnet_lite_pytorch')
+    images = load_images('creatures:40', 32, progress=False)
+    run = train('projected-instance', images, tmp_path/'a', steps=2, progress=False, device='cpu', **SMALL)
+    codes, x = run.nets['codes'].codes, to_float(images.x[:3])
+    z = run.encode(x, n=2, seed=1)
+    assert z.shape == (6, 17) and torch.equal(z, run.encode(x, n=2, seed=1))
+    torch.testing.assert_close(z[:, 12:], codes[:3].repeat_interleave(2, 0), atol=1e-3, rtol=0)
+    assert not torch.equal(z[0, :12], z[1, :12]) # other random numbers
+    assert run.like(x, 4).shape == (12, 3, 32, 32)
+
+
+def test_the_ready_generator_knows_its_creatures():
+    "Its axes were found once, in float32; they are the same on every machine."
+    pytest.importorskip('efficientnet_lite_pytorch')
+    run = load_run('creatures-projected')
+    codes = run.encode(to_float(load_images('creatures', 64, progress=False).x[:64]))[:, run.recipe.nz:]
+    off = (codes - run.nets['codes'].codes[:64]).square().mean(0).sqrt()
+    assert off.max() < .05 # the codes themselves are those of its training, in bfloat16
 
 
 def test_recipe():

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import torch
 
-from ..core import LATENTS, one_of, pick_device, seeded
+from ..core import LATENTS, one_of, pick_device, run_eval, seeded
 from ..data.images import Images
 from ..training.augment import diffaugment
 from ..training.callbacks import GridCB, LoadCB, LogCB, PictureCB, ProgressCB
@@ -78,6 +78,14 @@ class _Family:
     def check(self): "What a family knows of its own fields. Raises ValueError."
     def build(self) -> dict: _unsaid(self, 'which networks it has')
     def phases(self, nets:dict) -> list: _unsaid(self, 'what a step is')
+    def encoder(self, nets:dict) -> Callable|None: # (x, generator, n) -> n latents for each picture
+        "Where pictures have latents. Here those with an encoder E: as it says, then turned to random ones."
+        if 'E' not in nets: return None
+        def latents(x, generator, n=1):
+            z = run_eval(nets['E'], x).cpu().repeat_interleave(n, 0)
+            angle = (.8*torch.arange(n)/n).repeat(len(x))[:, None] # radians
+            return angle.cos()*z + angle.sin()*torch.randn(z.shape, generator=generator)
+        return latents
     def offline(self): return self # the same networks, built without any download
     def helpers(self, folder) -> dict: return {} # frozen networks by name, from folders beside it
     def begin(self, nets, images, *, seed=0, folder=None, team=SOLO): "Fill what pictures decide."
