@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'RANK', 'ClickException', 'Opt', 'Arg', 'SOURCE', 'RUN', 'FEATURES', 'TRUNCATION', 'RunFolder', 'Device',
-           'Features', 'Truncation', 'Psi', 'Best', 'Step', 'RECIPE', 'STOP', 'LIKE', 'BACKGROUND', 'MOST_ROWS', 'FILM',
-           'BETWEEN', 'LICENCE', 'prepared_name', 'data_command', 'recipes_command', 'one_line', 'main', 'again',
-           'tell', 'train_command', 'rows_like', 'sample_command', 'walk_command', 'film_command', 'evaluate_command',
-           'compare_command', 'publish_command']
+           'Features', 'Truncation', 'Psi', 'Best', 'Step', 'RECIPE', 'STOP', 'START', 'LIKE', 'BACKGROUND',
+           'MOST_ROWS', 'FILM', 'BETWEEN', 'LICENCE', 'prepared_name', 'data_command', 'recipes_command', 'one_line',
+           'main', 'again', 'tell', 'train_command', 'rows_like', 'sample_command', 'walk_command', 'film_command',
+           'evaluate_command', 'compare_command', 'publish_command']
 
 # %% ../nbs/17_cli.ipynb #c004
 import json, os, sys
@@ -27,7 +27,7 @@ ClickException = typer.BadParameter.__mro__[2]  # typer has no public name for i
 Opt, Arg = typer.Option, typer.Argument
 SOURCE = source_help()
 RUN = 'a run folder, or a generator that comes with the package (a wrong name lists them)'
-FEATURES = "what is compared: features of effnet-lite0, inception or random, or an encoder's run folder"
+FEATURES = "what is compared: features of effnet-lite0, inception or random, or an encoder's run"
 TRUNCATION = 'leave out latents with values beyond this: less variety, perhaps fewer accidents'
 RunFolder = Annotated[Path, Arg(help=RUN)]
 Device = Annotated[str|None, Opt(help='cpu, cuda or mps; default the best there is')]
@@ -119,11 +119,13 @@ def tell(done): # a Run, just trained
 # %% ../nbs/17_cli.ipynb #c019b
 RECIPE = 'see: pokegan recipes; perhaps with changes: dcgan-quick:real_target=0.9,lr=0.0002'
 STOP = 'end when the health check names a trouble'
+START = 'a run of the same family to begin from, or a generator that comes with the package'
 
 @app.command('train')
 def train_command(
     recipe: Annotated[str|None, Opt(help=RECIPE)] = None,
     data: Annotated[str|None, Opt(help=SOURCE)] = None,
+    start: Annotated[str|None, Opt(help=START)] = None,
     size: Annotated[int|None, Opt(help="side of the images, px; default the recipe's")] = None,
     steps: Annotated[int|None, Opt(help='budget in steps')] = None,
     minutes: Annotated[float|None, Opt(help='budget in minutes; 3 when no budget is given')] = None,
@@ -145,14 +147,14 @@ def train_command(
     habits = dict(stop_on_trouble=stop_on_trouble, save_every=save_every, keep_every=keep_every,
                   keep_epochs=keep_epochs, grid_epochs=grid_epochs, track=track)
     if resume:
-        told = [k for k, v in dict(recipe=recipe, size=size, seed=seed, **habits).items() if v]
+        told = [k for k, v in dict(recipe=recipe, start=start, size=size, seed=seed, **habits).items() if v]
         words = ' and '.join('--' + k.replace('_', '-') for k in told)
         if told: raise ValueError(f'a resumed run keeps what it was begun with; leave out {words}, '
                                   'or start anew without --resume')
         done = runs.resume(run or runs.newest_folder(), **budget, data=data, device=device)
     else:
         name, changes = recipes.variant(recipe or recipes.DEFAULT)
-        if size: changes['size'] = size
+        changes |= {k: v for k, v in dict(size=size, start=start).items() if v}
         done = runs.train(name, data or 'creatures', run, **budget, seed=seed, device=device,
                           **habits, **changes)
     if not RANK: tell(done)
@@ -172,7 +174,7 @@ def rows_like(r, like:Path, n:int, seed:int, background:str): # a Run -> (k,1+n,
     if like.is_dir():
         images = pokegan.load_images(like, r.recipe.size, background)
         if any(row.action == 'skip' for row in images.report.rows): print(images.report)
-        if len(images) > MOST_ROWS: print(f'{like} holds {len(images)} pictures: the first {MOST_ROWS}')
+        if len(images) > MOST_ROWS: print(f'the first {MOST_ROWS} of {len(images)} pictures in {like}')
         x = to_float(images.x[:MOST_ROWS])
     else: x = read_picture(like, r.recipe.size, background)
     return to_uint8(torch.cat([x[:, None], r.like(x, n, seed).unflatten(0, (len(x), n))], 1))
@@ -305,10 +307,11 @@ def publish_command(
     limits: Annotated[str, Opt(help='what you know and the numbers do not say')] = '',
     licence: Annotated[str, Opt(help=LICENCE)] = '',
     best: Best = False,
+    trainable: Annotated[bool, Opt('--trainable', help='D too, for those who begin from it')] = False,
 ):
     "Make a small, safe folder of a run for others, with a model card."
     from pokegan.publish import publish
-    done = publish(run, out, limits, licence, 'best' if best else 'last')
+    done = publish(run, out, limits, licence, 'best' if best else 'last', trainable)
     size, nets = sum(p.stat().st_size for p in out.iterdir()), ', '.join(done.nets)
     print(f"{out}: {size/1e6:.2f} MB, networks {nets}. Read {out/'README.md'} before you pass it on; "
           f'try it with: pokegan sample {out}')

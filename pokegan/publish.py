@@ -54,12 +54,16 @@ def _fact_table(info:dict) -> str: # run.json of what is published, to Markdown
     differs = f' ({r.differs})' if r.differs else ''
     best = f" of {p['of']:,}, the best by KID on the way" if p['which'] == 'best' else ''
     earlier = f', after {before:.1f} minutes of pre-training' if before else ''
+    start, began = info.get('start'), {}
+    if start: began['began from'] = (f"`{start['name']}` at step {start['step']:,}, trained on "
+                                     f"{start['data']['source']}")
     counts = ', '.join(f'{k}: {n:,} numbers' for k, n in p['networks'].items())
     rows = {
         'recipe': f'`{r.name}`: {r.source}{differs}',
         'started as': f'`{train_call(info)}`',
         'data': f"{d['source']}: {d['n']:,} pictures of {d['size']} px, "
                 f"fingerprint {d['fingerprint']}",
+        **began,
         'checkpoint': f"step {info['step']:,}{best}",
         'seen by then': f"{info['images']:,} pictures in batches of {r.batch}: "
                         f'{passes:,.1f} times through the data',
@@ -89,7 +93,9 @@ def limit_list(
     text = '\n'.join(f'- {s}' for s in lines)
     return f'{text}\n\n{own}' if own else text
 
-def _from_creatures(info:dict) -> bool: return info['data']['source'].split(':')[0] == 'creatures'
+def _from_creatures(info:dict) -> bool: # and so was what it began from, and what that began from
+    ours = info['data']['source'].split(':')[0] == 'creatures'
+    return ours and ('start' not in info or _from_creatures(info['start']))
 
 def rights(
     info:dict # run.json of what is published
@@ -106,7 +112,8 @@ def rights(
 _PARTS = { # networks that a user may need besides G
     'E': 'Its encoder `run.nets["E"]` gives a picture its latent.',
     'mixture': 'Its latents come from a mixture of Gaussians.',
-    'codes': 'Its latents hold codes of training pictures.'}
+    'codes': 'Its latents hold codes of training pictures.',
+    'D': 'Its discriminator is there too, for those who begin from it (`pokegan train --start`).'}
 
 def _score_text(name:str, stored:dict|None) -> str: # Markdown
     if not stored: return 'None: this run has not been scored (`pokegan evaluate`).'
@@ -156,9 +163,10 @@ or `pokegan sample {name}`. {' '.join(about)}
 # %% ../nbs/15c_publish.ipynb #c035
 def _draw_64(run:Run) -> Tensor: return to_uint8(run.sample(64)) # (64,3,h,w) uint8, of seed 0
 
-def _round_weights(run:Run) -> tuple: # tensors to write, facts for the card
+def _round_weights(run:Run, trainable:bool) -> tuple: # tensors to write, facts for the card
     "Half precision for what users need of a run, which gets it, and what that does to 64 pictures."
-    nets = {k: m for k, m in run.nets.items() if k == 'G' or k in _PARTS}
+    needed = {'G', *_PARTS} - (set() if trainable else {'D'})
+    nets = {k: m for k, m in run.nets.items() if k in needed}
     was = _draw_64(run).int()
     tensors = {k: in_half(v) for k, v in flatten(nets).items()}
     counts = {}
@@ -200,7 +208,8 @@ def publish(
     out:str|Path, # a new folder, or an earlier publication; its name will be the generator's
     limits:str='', # what you know and the numbers do not say, in Markdown
     licence:str='', # of the weights; default Apache-2.0 where trained on creatures, none elsewhere
-    which:str='last' # 'last', or 'best' by KID where that was tracked
+    which:str='last', # 'last', or 'best' by KID where that was tracked
+    trainable:bool=False # D as well: larger, and a better beginning for others (lesson 13d)
 ) -> Run: # what was published, opened
     """Weights in half precision, run.json, pictures and a model card.
     Raises ValueError where there is no generator, or where `out` holds something else."""
@@ -210,7 +219,7 @@ def publish(
     ours = (out/'run.json').exists() and 'published' in read_info(out)
     if out.exists() and not ours and any(out.iterdir()):
         raise ValueError(f'{out} holds something else; name a new folder')
-    tensors, facts = _round_weights(run)
+    tensors, facts = _round_weights(run, trainable)
     info = _published_info(run, facts, which, limits, licence)
     out.mkdir(parents=True, exist_ok=True)
     _write(out/'run.json', json.dumps(info, indent=1))

@@ -15,11 +15,12 @@ from .models.instance import INSTANCE_RECIPES
 from .models.pokegan2 import POKEGAN2_RECIPES
 from .models.projected import PROJECTED_RECIPES
 from .models.recipe import Recipe
+from .models.transfer import TRANSFER_RECIPES
 
 # %% ../nbs/15a_recipes.ipynb #c007
 _ALL = (
     *DCGAN_RECIPES, *AEGAN_RECIPES, *ENCODER_RECIPES,
-    *POKEGAN2_RECIPES, *PROJECTED_RECIPES, *INSTANCE_RECIPES)
+    *POKEGAN2_RECIPES, *PROJECTED_RECIPES, *INSTANCE_RECIPES, *TRANSFER_RECIPES)
 RECIPES = {r.name: r for r in _ALL}
 DEFAULT = 'dcgan-quick'
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Run', 'pretrained', 'load_run', 'claim_folder', 'newest_folder', 'working_device', 'convolution_seconds',
-           'pick_threads', 'train', 'resume']
+           'pick_threads', 'train', 'open_start', 'resume']
 
 # %% ../nbs/15a2_runs.ipynb #c003
 import itertools, os, timeit
@@ -27,6 +27,7 @@ from .training.trainer import check_budget
 from .latents.priors import prior, sample
 from .models.encoder import named_features
 from .models.recipe import from_plain, make_trainer, read_info, Recipe
+from .models.transfer import fitting, Start
 from . import recipes
 
 # %% ../nbs/15a2_runs.ipynb #c023
@@ -200,6 +201,7 @@ def train(
                   grid_epochs=grid_epochs)
     _check_counts(habits)
     extract, show = _ready(r, track, device), progress and not rank()
+    start = open_start(r)
     if run: _check_unused(run)
     images = _load(data, r.size, show)
     device = working_device(r, images, device)
@@ -207,10 +209,19 @@ def train(
                   **habits, track=track, threads=pick_threads())
     folder = processes.broadcast_object(lambda: claim_folder(r.name, run))
     r.fit(images, folder, budget, seed=seed, device=device,
-          progress=show, extract=extract, team=processes)
+          progress=show, extract=extract, start=start, team=processes)
     return load_run(folder)
 
 # %% ../nbs/15a2_runs.ipynb #c027b
+def open_start(r:Recipe) -> Start|None:
+    "What a recipe's `start` names. Raises ValueError where there is no such run, or one that does not fit."
+    if not r.start: return None
+    run = load_run(r.start)
+    nets, info = fitting(r, run.recipe, run.nets), run.info
+    facts = dict(name=run.folder.name, recipe=run.recipe.name, step=info['step'], networks=sorted(nets),
+                 data={k: info['data'][k] for k in ('source', 'n', 'fingerprint')})
+    return Start(facts | {k: info[k] for k in ('start',) if k in info}, nets)
+
 def _check_counts(habits:dict): # every so many steps or epochs, or None
     for k, v in habits.items():
         if v is not None and not (isinstance(v, int) and v >= 1):
@@ -257,5 +268,6 @@ def resume(
     again = processes.broadcast_object((folder/'state.safetensors').exists)
     device = working_device(r, images, device)
     r.fit(images, folder, budget, data=was, seed=info['seed'], device=device,
-          progress=progress and not rank(), extract=extract, again=again, team=processes)
+          progress=progress and not rank(), extract=extract, again=again,
+          start=Start(info['start']) if 'start' in info else None, team=processes)
     return load_run(folder)

@@ -150,6 +150,12 @@ class InstanceRecipe(ProjectedRecipe):
         parts = torch.arange(len(images)).split(64)
         nets['codes'].learn(map_means(look, (to_float(images.batch(i)) for i in parts)))
 
+    def refuse_start(self, other, nets:dict) -> str: # as for every recipe; the codes must be of one kind
+        if why := super().refuse_start(other, nets): return why
+        mine, theirs = ((r.backbone, r.base_resolution) for r in (self, other))
+        if mine != theirs: return 'its codes are of {} at {} px, not of {} at {} px'.format(*theirs, *mine)
+        return '' if len(nets['codes'].axes) else 'its codes have no axes yet; train it anew'
+
     def encoder(self, nets:dict) -> Callable|None: # (x, generator, n) -> n latents for each picture
         "The code of each picture, and n times other random numbers before it. None without axes."
         codes = nets['codes']

@@ -163,6 +163,8 @@ class PokeGAN2Recipe(PokeGAN2Fields):
     def begin(self, nets:dict, images, *, seed:int=0, folder=None, team=SOLO):
         if self.pretrained and folder: start_from(nets, Path(folder)/'pretrain')
 
+    def refuse_start(self, other, nets:dict) -> str: return 'it begins with its own pre-training'
+
     def pretrain(self) -> PretrainRecipe: # the recipe of step 2 whose G and mixture fit
         same = 'encoder size nz ngf dilate norm components latent amp'.split()
         same = {k: getattr(self, k) for k in same}

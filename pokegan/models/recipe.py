@@ -50,6 +50,15 @@ def _check_game(r): # what fields must not be together, in whichever family they
         raise ValueError("a penalty looks at D's slope for each picture alone; "
                          "give d_norm='none' or 'group'")
 
+def _read_by(E, x, generator, n:int=1): # (k,3,h,w) -> (k·n,nz)
+    "n latents for each picture: as an encoder says, then turned towards random ones."
+    z = run_eval(E, x).cpu().repeat_interleave(n, 0)
+    angle = (.8*torch.arange(n)/n).repeat(len(x))[:, None] # radians
+    return angle.cos()*z + angle.sin()*torch.randn(z.shape, generator=generator)
+
+def _unlike(r, other) -> str:
+    return '' if other.family == r.family else f'it is of the family {other.family}, not {r.family}'
+
 # %% ../../nbs/09c_recipe.ipynb #c009
 SOLO = SimpleNamespace(rank=lambda: 0, broadcast_object=lambda make: make(), wrap_callbacks=list)
 FAMILIES = {} # family -> class, each entered by its definition
@@ -66,7 +75,7 @@ class _Family:
                    d_norm=('', 'batch', 'group', 'none'))
     at_least_1 = tuple('nz ngf ndf batch d_rounds g_rounds'.split())
     below_1 = tuple('betas flip ema brightness contrast ada'.split())
-    at_most = dict(lr_decay=1)
+    at_most = dict(lr_decay=1, lr_warmup=1)
 
     def __init_subclass__(cls, **kw):
         super().__init_subclass__(**kw)
@@ -78,21 +87,16 @@ class _Family:
     def check(self): "What a family knows of its own fields. Raises ValueError."
     def build(self) -> dict: _unsaid(self, 'which networks it has')
     def phases(self, nets:dict) -> list: _unsaid(self, 'what a step is')
-    def encoder(self, nets:dict) -> Callable|None: # (x, generator, n) -> n latents for each picture
-        "Where pictures have latents. Here those with an encoder E: as it says, then turned to random ones."
-        if 'E' not in nets: return None
-        def latents(x, generator, n=1):
-            z = run_eval(nets['E'], x).cpu().repeat_interleave(n, 0)
-            angle = (.8*torch.arange(n)/n).repeat(len(x))[:, None] # radians
-            return angle.cos()*z + angle.sin()*torch.randn(z.shape, generator=generator)
-        return latents
+    def encoder(self, nets): return partial(_read_by, nets['E']) if 'E' in nets else None
     def offline(self): return self # the same networks, built without any download
     def helpers(self, folder) -> dict: return {} # frozen networks by name, from folders beside it
     def begin(self, nets, images, *, seed=0, folder=None, team=SOLO): "Fill what pictures decide."
+    def refuse_start(self, other, nets): return _unlike(self, other) # lesson 13d: why not, or ''
     def sets(self, images, seed=0) -> tuple: return self, dict(train=images), {} # …, facts for run.json
     def change_reals(self) -> Callable|None: return None # (x, generator) -> x
     def schedule(self) -> Callable|None: # progress -> factor of the learning rate
-        return partial(linear, share=self.lr_decay) if self.lr_decay else None
+        moves = dict(share=self.lr_decay, warmup=self.lr_warmup)
+        return partial(linear, **moves) if any(moves.values()) else None
     def callbacks(self, nets:dict, folder:Path|None, sets:dict) -> list: # nets: helpers too
         "What happens on the way besides the common things."
         factor = self.schedule()
@@ -112,10 +116,12 @@ class Recipe(_Family):
     batch:int = 64 # images in a batch
     lr:float = 2e-4 # learning rate
     lr_decay:float = 0. # last share of the budget, in which lr falls to 0; 0: it never does
+    lr_warmup:float = 0. # first share of the budget, in which lr rises from 0
     betas:tuple = (0.5, 0.999) # Adam's memories
     ema:float = 0. # decay of G's moving average; 0: none
     amp:bool = True # bfloat16 where the processor has it
     epochs:int = 0 # as published, to compare; 0: none named
+    start:str = '' # a run, or a generator that comes with the package, to begin from; '': from nothing
 
     def __post_init__(self):
         object.__setattr__(self, 'betas', tuple(self.betas)) # JSON has no tuples
@@ -180,6 +186,7 @@ def make_trainer(
     helpers:dict|None=None,   # as from `r.helpers`
     folder:Path|None=None,    # of the run
     again:bool=False,         # a saved state comes next, so nothing is begun
+    start=None,               # what it begins from: `Start` of lesson 13d
     team=SOLO                 # who works together: SOLO, or the module `distributed` (lesson 12c)
 ) -> Trainer:
     "Networks, phases and optimisers of a recipe, ready to fit; with EMA where it asks for that."
@@ -189,6 +196,7 @@ def make_trainer(
     device = pick_device(device)
     helpers = {k: m.to(device) for k, m in (helpers or {}).items()}
     nets = {k: m.to(device, memory_format=torch.channels_last) for k, m in r.networks(seed).items()}
+    if start: start.fill(nets)
     if not again: r.begin(nets | helpers, images, seed=seed, folder=folder, team=team)
     phases = r.phases(nets | helpers)
     callbacks = [EMACB(nets['G'], r.ema)] if r.ema else []
@@ -221,6 +229,7 @@ def fit_run(
     seed:int=0, device=None, progress:bool=True, # progress: a bar
     extract:Callable|None=None, # the features that track KID, where they do
     again:bool=False,           # begin from state.safetensors
+    start=None,                 # … or from another run: `Start` of lesson 13d
     callbacks:Sequence=(),      # more of them
     team=SOLO                   # as in `make_trainer`
 ) -> Trainer:
@@ -228,7 +237,8 @@ def fit_run(
     folder, (r, sets, facts) = Path(folder), r.sets(images, seed)
     images, data = sets['train'], (data or describe(images)) | facts.pop('data', {})
     helpers = r.helpers(folder)
-    how = dict(helpers=helpers, folder=folder, again=again, team=team)
+    how = dict(helpers=helpers, folder=folder, again=again, start=start, team=team)
+    if start: facts['start'] = start.facts
     t = make_trainer(r, images, seed, device, **how)
     if again: load_state(t, folder/'state.safetensors')
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,10 +14,13 @@ from .trainer import Callback
 # %% ../../nbs/09b_schedules.ipynb #c007
 def linear(
     progress:float, # share of the budget used up
-    share:float     # last share, in which the rate falls to 0; above 0
+    share:float,    # last share, in which the rate falls to 0; 0: it does not
+    warmup:float=0. # first share, in which it rises from 0
 ) -> float: # factor of the rate, 0 to 1
     "1, and over the last `share` of the budget down to 0 in a straight line."
-    return min(1., max(0., (1 - progress)/share))
+    up = progress/warmup if warmup else 1.
+    down = (1 - progress)/share if share else 1.
+    return min(1., up, max(0., down))
 
 def cosine(
     progress:float,   # share of the budget used up
