@@ -36,7 +36,7 @@ CHANGES = { # name -> what is changed in the literal loop
     'latents reused': dict(reuse=True), 'bfloat16': dict(bf16=True)}
 SCORES = ['kid_sheet', 'kid_sheet_se', 'kid_plain', 'kid_plain_se', 'diversity']
 COLUMNS = dict(bisect=['what', 'batch', 'seed', 'step', 'images', 'n', *SCORES, 'acc', 'seconds'],
-               sheets=['run', 'recipe', 'batch', 'step', 'images', 'epoch', 'n', *SCORES])
+               sheets=['run', 'recipe', 'batch', 'seed', 'step', 'images', 'epoch', 'n', *SCORES])
 
 
 def through_sheet(x): # (n,3,64,64) uint8, n a multiple of 64 or the last sheet has gaps -> the same
@@ -111,7 +111,8 @@ def sheets(a, images, judge, rows, save):
         if any(r.items() >= key.items() for r in rows): continue
         z = run.latents(a.n, seed=5).split(64)
         seen = dict(images=str(info['images']), epoch=f"{info['images']/info['data']['n']:.1f}")
-        save(key | dict(recipe=run.recipe.name, batch=str(run.recipe.batch)) | seen | judge(run.G, z))
+        what = dict(recipe=run.recipe.name, batch=str(run.recipe.batch), seed=str(info['seed']))
+        save(key | what | seen | judge(run.G, z))
 
 
 def main():
