@@ -204,6 +204,7 @@ def train(
     start = open_start(r)
     if run: _check_unused(run)
     images = _load(data, r.size, show)
+    if show and (said := r.remark(images)): print(said)
     device = working_device(r, images, device)
     budget = dict(steps=steps, minutes=minutes, epochs=epochs, stop_on_trouble=stop_on_trouble,
                   **habits, track=track, threads=pick_threads())

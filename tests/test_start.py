@@ -106,13 +106,14 @@ def test_codes_stay_in_the_basis_they_came_with(tmp_path):
     torch.testing.assert_close(again.encode(to_float(few.x))[:, 12:], codes.codes, atol=1e-3, rtol=0)
 
 
-def test_finetune_on_five_pictures(tmp_path):
+def test_finetune_on_five_pictures(tmp_path, capsys):
     pytest.importorskip('efficientnet_lite_pytorch')
     five = load_images('creatures:5', 64, progress=False)
     r = recipe('finetune')
     plain = recipe('projected-instance', lr_decay=.1, zoom_share=.3, diffaug='translation+cutout')
     assert replace(r, **{k: getattr(plain, k) for k in ('name', 'source', 'differs')}, start='') == plain
-    run = train('finetune', five, tmp_path/'a', steps=2, **HOW)
+    run = train('finetune', five, tmp_path/'a', steps=2, **(HOW | dict(progress=True)))
+    assert capsys.readouterr().out.startswith('5 pictures are few: ')
     assert run.info['start']['name'] == 'creatures-projected'
     assert torch.equal(run.nets['codes'].axes, load_run('creatures-projected').nets['codes'].axes)
     assert run.nets['codes'].codes.shape == (5, 32) and run.sample(3).isfinite().all()

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest, torch
 from PIL import Image
 
-from pokegan.data import to_image
+from pokegan.data import to_float, to_image
 from pokegan.metrics.coverage import labelled_creatures
 from pokegan.latents.priors import sample
 from pokegan.latents.walks import slerp
 from pokegan.models.aegan import AEGANRecipe
 from pokegan.models.dcgan import GANRecipe
-from pokegan.runs import Run
+from pokegan.runs import load_run, Run
 from pokegan.widgets import (
     explore, Explorer, no_widgets, overview, Panel, png, save_liked, State, static_figure,
     uploaded)
@@ -107,6 +107,23 @@ def test_a_bad_file_gives_one_line(two_way, data):
 def test_no_way_back_without_an_encoder(plain):
     with pytest.raises(ValueError, match='plain cannot read pictures.*creatures-projected can'):
         plain.encode('a.png', picture_bytes())
+
+
+def test_a_picture_is_uploaded_where_pictures_have_codes():
+    "Its code, and random numbers before it, are the start of the panel's next picture."
+    pytest.importorskip('efficientnet_lite_pytorch')
+    run = load_run('creatures-projected')
+    e = Explorer(run, k=2, n=256)
+    data = picture_bytes(64, seed=3)
+    code = e.encode('mine.png', data)
+    assert len(code) == run.recipe.nz + run.recipe.nc and code == e.encode('mine.png', data)
+    own = run.encode(to_float(labelled_creatures(1, size=64, seed=3).x))[0]
+    torch.testing.assert_close(torch.tensor(code), own, atol=2e-3, rtol=0)
+    pytest.importorskip('ipywidgets')
+    panel = Panel(e)
+    assert panel.upload in panel.box.children[0].children[1].children
+    panel.take(dict(new=({'name': 'mine.png', 'content': memoryview(data)},)))
+    assert panel.state.code == code
 
 
 def test_a_run_without_generator():

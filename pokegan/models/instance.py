@@ -42,7 +42,7 @@ def code_axes(
     n = len(levels[0])
     if n <= nc:
         raise ValueError(f'{n} pictures are too few for codes of {nc} values; '
-                         f'there must be more pictures, or nc={max(1, n//2)}')
+                         f'there must be more pictures, or nc={max(1, n//2)}, or --recipe finetune')
     weights = [l.var(0).sum().rsqrt().clamp(max=1e8).expand(l.shape[1]) for l in levels]
     f, weight = torch.cat(levels, 1).double(), torch.cat(weights).double()
     S, Vh = torch.linalg.svd((f - f.mean(0))*weight, full_matrices=False)[1:]
@@ -164,6 +164,11 @@ class InstanceRecipe(ProjectedRecipe):
             code = codes.of(map_means(look(), x.split(64)))
             return codes.latents(code.repeat_interleave(n, 0), generator)
         return latents if len(codes.axes) else None
+
+    def remark(self, images:Images) -> str:
+        if len(images) >= 100: return ''
+        return (f'{len(images)} pictures are few: new ones will mix parts of these, and the longer it trains '
+                'the closer they come; keep checkpoints with --keep-every 50, and choose by eye')
 
     def prior(self, nets:dict): return nets['codes']
     def condition(self, nets:dict) -> dict: return dict(condition=nets['codes'].condition)
