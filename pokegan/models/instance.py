@@ -167,8 +167,8 @@ class InstanceRecipe(ProjectedRecipe):
 
     def remark(self, images:Images) -> str:
         if len(images) >= 100: return ''
-        return (f'{len(images)} pictures are few: new ones will mix parts of these, and the longer it trains '
-                'the closer they come; keep checkpoints with --keep-every 50, and choose by eye')
+        return (f'{len(images)} pictures are few: new ones will mix parts of these, and come closer '
+                'the longer it trains; keep checkpoints with --keep-every 50, and choose by eye')
 
     def prior(self, nets:dict): return nets['codes']
     def condition(self, nets:dict) -> dict: return dict(condition=nets['codes'].condition)

@@ -92,7 +92,7 @@ class _Family:
     def helpers(self, folder) -> dict: return {} # frozen networks by name, from folders beside it
     def begin(self, nets, images, *, seed=0, folder=None, team=SOLO): "Fill what pictures decide."
     def refuse_start(self, other, nets): return _unlike(self, other) # lesson 13d: why not, or ''
-    def remark(self, images) -> str: return '' # said before a training, where there is something to say
+    def remark(self, images) -> str: return '' # what a user should know before the training
     def sets(self, images, seed=0) -> tuple: return self, dict(train=images), {} # …, facts for run.json
     def change_reals(self) -> Callable|None: return None # (x, generator) -> x
     def schedule(self) -> Callable|None: # progress -> factor of the learning rate
