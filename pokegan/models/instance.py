@@ -150,7 +150,7 @@ class InstanceRecipe(ProjectedRecipe):
         parts = torch.arange(len(images)).split(64)
         nets['codes'].learn(map_means(look, (to_float(images.batch(i)) for i in parts)))
 
-    def refuse_start(self, other, nets:dict) -> str: # as for every recipe; the codes must be of one kind
+    def refuse_start(self, other, nets:dict) -> str: # as ever; and codes must be of one kind
         if why := super().refuse_start(other, nets): return why
         mine, theirs = ((r.backbone, r.base_resolution) for r in (self, other))
         if mine != theirs: return 'its codes are of {} at {} px, not of {} at {} px'.format(*theirs, *mine)
@@ -167,8 +167,8 @@ class InstanceRecipe(ProjectedRecipe):
 
     def remark(self, images:Images) -> str:
         if len(images) >= 100: return ''
-        return (f'{len(images)} pictures are few: new ones will mix parts of these, and come closer '
-                'the longer it trains; keep checkpoints with --keep-every 50, and choose by eye')
+        return (f'{len(images)} pictures are few: new ones will mix parts of these, and come '
+                'closer the longer it trains; keep checkpoints with --keep-every 50, and choose by eye')
 
     def prior(self, nets:dict): return nets['codes']
     def condition(self, nets:dict) -> dict: return dict(condition=nets['codes'].condition)
