@@ -209,7 +209,7 @@ def publish(
     limits:str='', # what you know and the numbers do not say, in Markdown
     licence:str='', # of the weights; default Apache-2.0 where trained on creatures, none elsewhere
     which:str='last', # 'last', or 'best' by KID where that was tracked
-    trainable:bool=False # D as well: larger, and a better beginning for others (lesson 13d)
+    trainable:bool=False # D as well, for those who begin from it (lesson 13d)
 ) -> Run: # what was published, opened
     """Weights in half precision, run.json, pictures and a model card.
     Raises ValueError where there is no generator, or where `out` holds something else."""
