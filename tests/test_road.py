@@ -1,4 +1,6 @@
 "What an encoder sees, what comes back, and the way from one picture to another."
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,10 @@ def test_pictures_from_files(tmp_path):
     with pytest.raises(ValueError, match='b.png cannot be used') as e: read_picture(tmp_path/'b.png', 16)
     assert '\n' not in str(e.value)
     with pytest.raises(OSError): read_picture(tmp_path/'c.png', 16)
+    for endless in ('pipe.png', '/dev/zero') if hasattr(os, 'mkfifo') else (): # not waited for
+        if not endless.startswith('/'): os.mkfifo(tmp_path/endless)
+        with pytest.raises(ValueError, match='is no file'): read_picture(tmp_path/endless, 16)
+    with pytest.raises(ValueError, match='is no file'): read_picture(tmp_path, 16)
 
 
 def test_pictures_on_the_way(nets, tmp_path):

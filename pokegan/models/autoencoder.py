@@ -155,6 +155,8 @@ def read_picture(
 ) -> Tensor: # (1,3,size,size) in [-1,1]
     """One picture, cleaned as the training data are.
     Raises ValueError with the reason where it is none, OSError where it is not there."""
+    if data is None and Path(path).exists() and not Path(path).is_file(): # a pipe would never end
+        raise ValueError(f'{path} is no file; give a picture such as a PNG or JPEG')
     if data is None: data = Path(path).read_bytes()
     try: pixels = clean(data, size, background).pixels
     except Skip as e:
