@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from pokegan.core import run_eval, seeded
-from pokegan.data import load_images, to_uint8
+from pokegan.data import grid, load_images, to_uint8
 from pokegan.metrics.distances import kid, memorised, precision_recall
 from pokegan.metrics.features import features
 from pokegan.models.encoder import named_features
@@ -25,7 +25,6 @@ from pokegan.recipes import recipe, variant
 from pokegan.runs import open_start
 from pokegan.training.callbacks import save_png
 from pokegan.training.trainer import Callback
-from pokegan.data.images import grid
 from truncation import read, write
 
 COLUMNS = ['what', 'data', 'pictures', 'seed', 'step', 'of', 'judge', 'seconds',

@@ -173,7 +173,7 @@ def rows_like(r, like:Path, n:int, seed:int, background:str): # a Run -> (k,1+n,
     from pokegan.models.autoencoder import read_picture
     if like.is_dir():
         images = pokegan.load_images(like, r.recipe.size, background)
-        if any(row.action == 'skip' for row in images.report.rows): print(images.report)
+        if images.report.left_out(): print(images.report)
         if len(images) > MOST_ROWS: print(f'the first {MOST_ROWS} of {len(images)} pictures in {like}')
         x = to_float(images.x[:MOST_ROWS])
     else: x = read_picture(like, r.recipe.size, background)

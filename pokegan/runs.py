@@ -237,7 +237,7 @@ def _load(data:str|Images, size:int, show:bool) -> Images:
     "Images once for all processes; what was left out is reported."
     if isinstance(data, Images): return data
     images = load_once(data, size)
-    if show and any(row.action == 'skip' for row in images.report.rows): print(images.report)
+    if show and images.report.left_out(): print(images.report)
     return images
 
 # %% ../nbs/15a2_runs.ipynb #c029

@@ -82,9 +82,9 @@ class Explorer:
     def encode(self, name:str, data:bytes) -> tuple: # of a file; nz values
         """The code of a picture file, to three decimals.
         Raises ValueError, one line, where the file is no picture or the run cannot read any."""
-        encode = self.run.encoder # refused before the file is read
+        self.run.encoder # raises where there is none, before the file is read
         x = read_picture(name, self.run.G.size, data=data)
-        code = encode(x, torch.Generator().manual_seed(0))[0].tolist()
+        code = self.run.encode(x)[0].tolist()
         return tuple(round(v, 3) for v in code) # so that a printed state is the whole state
 
 # %% ../nbs/16b_explore.ipynb #c019

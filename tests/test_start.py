@@ -121,6 +121,7 @@ def test_finetune_on_five_pictures(tmp_path, capsys):
 
 @pytest.mark.parametrize('name, changes, hint', [
     ('projected-instance', {}, 'it is of the family gan, not instance'),
+    ('encoder-species', {}, 'it is of the family gan, not encoder'),
     ('dcgan-quick', TINY | dict(size=32), 'size is 16 there and 32 here'),
     ('dcgan-quick', TINY | dict(ngf=8, nz=9), 'nz is 8 there and 9 here and ngf is 4 there and 8 here'),
     ('dcgan-quick', dict(start='no/such'), 'no/such is not a run folder'),

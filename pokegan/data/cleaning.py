@@ -238,6 +238,8 @@ class Report:
         self.rows.append(Row(file, action, reason, **more))
         return self.rows[-1]
 
+    def left_out(self) -> bool: return any(r.action == 'skip' for r in self.rows) # was anything?
+
     def counts(self): # Counter of (action, kind of reason)
         return Counter(r.kind for r in self.rows)
 

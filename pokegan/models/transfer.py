@@ -22,14 +22,14 @@ def fitting(
     nets:dict     # of that run
 ) -> dict: # those of its networks that the new run can begin with
     "Networks of the same name and shape. Raises ValueError, one line, where G is none of them."
-    why, own = r.refuse_start(other, nets), r.offline().networks(seed=0)
+    def no(why): raise ValueError(f'{r.name} cannot start from a run of {other.name}: {why}')
+    if why := r.refuse_start(other, nets): no(why)
+    own = r.offline().networks(seed=0)
     fit = {k: m for k, m in nets.items() if k in own and _sizes(m) == _sizes(own[k])}
-    if not why and 'G' not in fit:
-        both = {k: (getattr(other, k, ''), getattr(r, k, '')) for k in SHAPES}
-        unlike = [f'{k} is {a!r} there and {b!r} here' for k, (a, b) in both.items() if a != b]
-        why = ' and '.join(unlike) or 'it holds no G'
-    if why: raise ValueError(f'{r.name} cannot start from a run of {other.name}: {why}')
-    return fit
+    if 'G' in fit: return fit
+    both = {k: (getattr(other, k, ''), getattr(r, k, '')) for k in SHAPES}
+    unlike = [f'{k} is {a!r} there and {b!r} here' for k, (a, b) in both.items() if a != b]
+    no(' and '.join(unlike) or 'it holds no G')
 
 @dataclass(frozen=True)
 class Start:
