@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['app', 'RANK', 'ClickException', 'Opt', 'Arg', 'SOURCE', 'RUN', 'FEATURES', 'TRUNCATION', 'RunFolder', 'Device',
-           'Features', 'Truncation', 'Psi', 'Best', 'Step', 'RECIPE', 'STOP', 'START', 'LIKE', 'BACKGROUND',
-           'MOST_ROWS', 'FILM', 'BETWEEN', 'LICENCE', 'prepared_name', 'data_command', 'recipes_command', 'one_line',
-           'main', 'again', 'tell', 'train_command', 'rows_like', 'sample_command', 'walk_command', 'film_command',
-           'evaluate_command', 'compare_command', 'publish_command']
+           'Features', 'Truncation', 'Psi', 'Best', 'Step', 'RECIPE', 'STOP', 'START', 'LABEL', 'KIND', 'LIKE',
+           'BACKGROUND', 'MOST_ROWS', 'FILM', 'BETWEEN', 'LICENCE', 'prepared_name', 'data_command', 'recipes_command',
+           'one_line', 'main', 'again', 'tell', 'train_command', 'rows_like', 'sample_command', 'walk_command',
+           'film_command', 'evaluate_command', 'compare_command', 'publish_command']
 
 # %% ../nbs/17_cli.ipynb #c004
 import json, os, sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -64,7 +65,6 @@ def data_command(
 @app.command('recipes')
 def recipes_command(name: Annotated[str|None, Arg(help='show this one whole')] = None):
     "List the recipes, or show one whole."
-    from dataclasses import asdict
     from pokegan.recipes import parameter_counts, recipe, RECIPES
     if not name:
         width = 2 + max(map(len, RECIPES))
@@ -120,12 +120,14 @@ def tell(done): # a Run, just trained
 RECIPE = 'see: pokegan recipes; perhaps with changes: dcgan-quick:real_target=0.9,lr=0.0002'
 STOP = 'end when the health check names a trouble'
 START = 'a run of the same family to begin from, or a generator that comes with the package'
+LABEL = 'a column of labels, whose kinds can be asked for later; folder: names of folders'
 
 @app.command('train')
 def train_command(
     recipe: Annotated[str|None, Opt(help=RECIPE)] = None,
     data: Annotated[str|None, Opt(help=SOURCE)] = None,
     start: Annotated[str|None, Opt(help=START)] = None,
+    label: Annotated[str|None, Opt(help=LABEL)] = None,
     size: Annotated[int|None, Opt(help="side of the images, px; default the recipe's")] = None,
     steps: Annotated[int|None, Opt(help='budget in steps')] = None,
     minutes: Annotated[float|None, Opt(help='budget in minutes; 3 when no budget is given')] = None,
@@ -147,20 +149,22 @@ def train_command(
     habits = dict(stop_on_trouble=stop_on_trouble, save_every=save_every, keep_every=keep_every,
                   keep_epochs=keep_epochs, grid_epochs=grid_epochs, track=track)
     if resume:
-        told = [k for k, v in dict(recipe=recipe, start=start, size=size, seed=seed, **habits).items() if v]
+        fixed = dict(recipe=recipe, start=start, label=label, size=size, seed=seed)
+        told = [k for k, v in (fixed | habits).items() if v]
         words = ' and '.join('--' + k.replace('_', '-') for k in told)
         if told: raise ValueError(f'a resumed run keeps what it was begun with; leave out {words}, '
                                   'or start anew without --resume')
         done = runs.resume(run or runs.newest_folder(), **budget, data=data, device=device)
     else:
         name, changes = recipes.variant(recipe or recipes.DEFAULT)
-        changes |= {k: v for k, v in dict(size=size, start=start).items() if v}
+        changes |= {k: v for k, v in dict(size=size, start=start, label=label).items() if v}
         done = runs.train(name, data or 'creatures', run, **budget, seed=seed, device=device,
                           **habits, **changes)
     if not RANK: tell(done)
     if done.info['stopped'] == 'interrupted': raise typer.Exit(130)
 
 # %% ../nbs/17_cli.ipynb #c025
+KIND = 'only this kind, in a run that was trained with labels (a wrong name lists them)'
 LIKE = 'a picture or a folder of them: a row of new images like each; for runs that read pictures'
 BACKGROUND = 'colour under transparent parts of pictures'
 MOST_ROWS = 64 # of a sheet
@@ -185,6 +189,7 @@ def sample_command(
     n: Annotated[int|None, Opt(help='how many images; default 64, or 8 like each picture')] = None,
     like: Annotated[Path|None, Opt(help=LIKE)] = None,
     background: Annotated[str, Opt(help=BACKGROUND)] = 'white',
+    kind: Annotated[str, Opt(help=KIND)] = '',
     truncation: Truncation = None,
     psi: Psi = 1.,
     seed: Annotated[int, Opt(help='the same seed gives the same images')] = 0,
@@ -197,15 +202,15 @@ def sample_command(
     from pokegan.training.callbacks import save_png
     n = n if n is not None else 8 if like else 64
     if n < 1: raise ValueError(f'n is {n}; ask for at least 1 image')
-    if like and (truncation is not None or psi != 1):
-        raise ValueError('--like says where latents come from; leave out --truncation and --psi')
-    r, said = pokegan.load_run(run, step=step), f'{n} images'
+    if like and (truncation is not None or psi != 1 or kind):
+        raise ValueError('--like says where latents come from; leave out --truncation, --psi and --kind')
+    r, said = pokegan.load_run(run, step=step), f'{n} images' + (f' of {kind}' if kind else '')
     if like:
         rows = rows_like(r, like, n, seed, background)
         sheet, x = grid(rows.flatten(0, 1), n+1), rows[:, 1:].flatten(0, 1)
         said += ' like the first of ' + ('the row' if len(rows) == 1 else f'each of {len(rows)} rows')
     else:
-        x = to_uint8(r.sample(n, seed, truncation, psi))
+        x = to_uint8(r.sample(n, seed, truncation, psi, kind))
         sheet = grid(x, max(1, round(n**.5)))
     save_png(sheet, out)
     if each:
@@ -276,7 +281,14 @@ def evaluate_command(
     "Score a run's images against real ones, beside the floor and the ceiling of each metric."
     which = 'best' if best else 'last'
     scores = pokegan.evaluate(run, data, n=n, features=features, seed=seed, which=which)
-    print(json.dumps(scores.to_dict(), indent=1) if as_json else scores)
+    found = [scores]
+    if pokegan.load_run(run, which).kinds:
+        from pokegan.compare import evaluate_kinds
+        found.append(evaluate_kinds(run, data, n=n, seed=seed, which=which))
+    if not as_json: return print(*found, sep='\n\n')
+    whole = found[0].to_dict()
+    for asked in found[1:]: whole['kinds'] = asdict(asked)
+    print(json.dumps(whole, indent=1))
 
 # %% ../nbs/17_cli.ipynb #c033
 @app.command('compare')

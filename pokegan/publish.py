@@ -113,6 +113,7 @@ _PARTS = { # networks that a user may need besides G
     'E': 'Its encoder `run.nets["E"]` gives a picture its latent.',
     'mixture': 'Its latents come from a mixture of Gaussians.',
     'codes': 'Its latents hold codes of training pictures.',
+    'kinds': 'Its latents hold a kind, as often as the training pictures had it.',
     'D': 'Its discriminator is there too, for those who begin from it (`pokegan train --start`).'}
 
 def _score_text(name:str, stored:dict|None) -> str: # Markdown

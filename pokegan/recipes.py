@@ -9,6 +9,7 @@ __all__ = ['RECIPES', 'DEFAULT', 'TRUTHS', 'recipe', 'parameter_counts', 'read_v
 from dataclasses import fields, replace
 
 from .models.aegan import AEGAN_RECIPES
+from .models.conditional import CONDITIONAL_RECIPES
 from .models.dcgan import DCGAN_RECIPES
 from .models.encoder import ENCODER_RECIPES
 from .models.instance import INSTANCE_RECIPES
@@ -19,7 +20,7 @@ from .models.transfer import TRANSFER_RECIPES
 
 # %% ../nbs/15a_recipes.ipynb #c007
 _ALL = (
-    *DCGAN_RECIPES, *AEGAN_RECIPES, *ENCODER_RECIPES,
+    *DCGAN_RECIPES, *CONDITIONAL_RECIPES, *AEGAN_RECIPES, *ENCODER_RECIPES,
     *POKEGAN2_RECIPES, *PROJECTED_RECIPES, *INSTANCE_RECIPES, *TRANSFER_RECIPES)
 RECIPES = {r.name: r for r in _ALL}
 DEFAULT = 'dcgan-quick'

@@ -10,7 +10,7 @@ __all__ = ['Run', 'pretrained', 'load_run', 'claim_folder', 'newest_folder', 'wo
 import itertools, os, timeit
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -48,14 +48,23 @@ class Run:
     @property
     def log(self) -> list: return read_log(self.folder/'log.csv') # dicts of numbers
 
-    def latents(self, n:int=64, seed:int=0, truncation:float|None=None, psi:float=1.) -> Tensor:
-        "The latents (n,nz) of a seed, as G met them in training; `prior` (lesson 14a) has the knobs."
-        draw = prior(self.recipe.prior(self.nets), self.recipe.nz, truncation, psi)
+    @property
+    def kinds(self) -> list: # names that can be asked for; none where it was trained without labels
+        asked = getattr(self.recipe, 'label', '') and 'G' in self.nets
+        return self.info['names'] if asked else []
+
+    def latents(self, n:int=64, seed:int=0, truncation:float|None=None, psi:float=1.,
+                kind:str='') -> Tensor: # kind: one of `kinds`; '': all, as often as in the data
+        """The latents (n,nz) of a seed, as G met them in training; `prior` (lesson 14a) has the knobs.
+        Raises ValueError on a kind that it does not know."""
+        own = _of_kind(self, kind) if kind else self.recipe.prior(self.nets)
+        draw = prior(own, self.recipe.nz, truncation, psi)
         return draw(n, torch.Generator().manual_seed(seed))
 
-    def sample(self, n:int=64, seed:int=0, truncation:float|None=None, psi:float=1.) -> Tensor:
-        "New images (n,3,h,w) in [-1,1]; arguments as in `latents`."
-        return sample(self.G, self.latents(n, seed, truncation, psi))
+    def sample(self, n:int=64, seed:int=0, truncation:float|None=None, psi:float=1.,
+               kind:str='') -> Tensor:
+        "New images (n,3,h,w) in [-1,1]; arguments and errors as in `latents`."
+        return sample(self.G, self.latents(n, seed, truncation, psi, kind))
 
     @cached_property
     def encoder(self) -> Callable: # as of `Recipe.encoder`; ValueError where there is none
@@ -71,6 +80,17 @@ class Run:
     def like(self, x:Tensor, n:int=8, seed:int=0) -> Tensor: # (k·n,3,h,w) in [-1,1]
         "New images like each of k pictures; arguments and errors as in `encode`."
         return sample(self.G, self.encode(x, n, seed))
+
+# %% ../nbs/15a2_runs.ipynb #8467565c
+def _of_kind(run:Run, kind:str) -> Callable: # its prior, for this kind alone
+    if not run.kinds:
+        raise ValueError(f'{run.folder.name} was trained without labels and cannot be asked for '
+                         f'{kind!r}; train with --recipe dcgan-types, or finetune with --label')
+    one_of('kind', kind, tuple(run.kinds))
+    own = run.recipe.prior(run.nets)
+    of_one = partial(own, kind=run.kinds.index(kind))
+    of_one.latent = own.latent
+    return of_one
 
 # %% ../nbs/15a2_runs.ipynb #c024
 def pretrained() -> dict: # name -> folder

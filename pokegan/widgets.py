@@ -29,7 +29,7 @@ class State:
     "What the controls say, in plain values: written down, it repeats a picture."
     seed:int = 0 # of the latent to start from
     truncation:float = 4. # bound on drawn values; at 4 practically nothing is cut off
-    kind:str = '' # start from latent number `seed` of this kind instead
+    kind:str = '' # start from latent number `seed` of this kind alone
     code:tuple = () # start from these nz values instead: the code of a picture
     other:int = 1 # seed of a partner
     mix:float = 0. # 0: no partner, 1: the partner alone
@@ -48,13 +48,14 @@ class Explorer:
     def __init__(self,
         run:Run, # with a generator
         k:int=6, # directions
-        images:Images|None=None, # labelled pictures, to learn from them how kinds look
+        images:Images|None=None, # labelled pictures, to learn how kinds look where the run does not know any
         label:str='type', # which label that is
         n:int=4096, # latents for the directions
     ):
         self.run, self.label, self.kinds = run, label, {}
         self.directions, self.share = principal_directions(run.G, self.draw(n), k)
-        if images is not None: self.kinds = pick_kinds(sample(run.G, self.draw(POOL)), images, label)
+        if run.kinds: self.label, self.kinds = run.recipe.label, dict.fromkeys(run.kinds)
+        elif images is not None: self.kinds = pick_kinds(sample(run.G, self.draw(POOL)), images, label)
 
     def draw(self, n:int, seed:int=0, truncation:float=4.) -> Tensor: # (n,nz)
         return self.run.latents(n, seed, truncation)
@@ -63,6 +64,7 @@ class Explorer:
         if s.code: return torch.tensor(s.code)
         if not s.kind: return self.draw(1, s.seed, s.truncation)[0]
         one_of('kind', s.kind, tuple(self.kinds))
+        if self.run.kinds: return self.run.latents(1, s.seed, s.truncation, kind=s.kind)[0]
         mine = self.kinds[s.kind]
         return self.draw(POOL, 0, s.truncation)[mine[s.seed % len(mine)]]
 

@@ -68,7 +68,7 @@ def test_too_few_pictures():
 
 def test_prior_draws_a_code_of_the_data_behind_random_numbers():
     c = Codes(7, 3)
-    with pytest.raises(ValueError, match='no codes yet'): c(1, torch.Generator())
+    with pytest.raises(ValueError, match='knows no training pictures yet'): c(1, torch.Generator())
     c.codes = torch.randn(5, 3)
     z = c(400, rng())
     assert z.shape == (400, 10)
@@ -159,7 +159,7 @@ def test_recipe():
     assert recipe('projected-instance') == r
     plain, words = asdict(PROJECTED_RECIPES[0]), ('name', 'source', 'differs')
     new = {k: v for k, v in asdict(r).items() if v != plain.get(k) and k not in words}
-    assert new == dict(nc=32, lr_decay=.3, zoom_share=.2)
+    assert new == dict(nc=32, lr_decay=.3, zoom_share=.2, label='', classes=0)
     with pytest.raises(ValueError, match='nc is 0'): replace(r, nc=0)
 
 

@@ -398,6 +398,7 @@ def _phases(self:GANRecipe, nets:dict) -> list: # nets are on their device alrea
         return split_gan_phases(G, D, *opts, bce, **rounds, **said)
     d, g = PAIRS[self.loss]
     return gan_phases(G, D, *opts, d, g, **rounds, paired=g in PAIRED,
+        **self.condition(nets),
         after_D=(lambda: clip_weights(D, self.clip)) if self.clip else None,
         targets=self.targets if self.loss == 'bce' else None,
         augment=self.change_all(nets), penalty=self.slope_penalty if self.penalty else None)

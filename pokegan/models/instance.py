@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ..core import LATENTS
 from ..data.images import Images, to_float
-from ..training.trainer import Batch
 from .backbone import feature_maps, map_channels
+from .conditional import Kinds, Labelled
 from .projected import FastGenerator, ProjectedDiscriminator, ProjectedRecipe
 from .recipe import SOLO
 
@@ -51,22 +50,25 @@ def code_axes(
     return f.mean(0).float(), (axes*largest.sign()*weight[:, None]).float().contiguous()
 
 # %% ../../nbs/13c_instances.ipynb #c011b
-class Codes(nn.Module):
+class Codes(Kinds):
     """What a picture's code is, the codes of the training pictures, and the prior that uses them:
-    random numbers, then the code of a picture chosen by chance."""
+    random numbers, the code of a picture chosen by chance, and its kind where kinds are told."""
+    optional = 'mean', 'axes', 'kinds'
     def __init__(self,
         nz:int,  # random numbers in a latent
         nc:int,  # values in a code
-        latent:str='normal' # a name in LATENTS
+        latent:str='normal', # a name in LATENTS
+        classes:int=0 # how many kinds there are; 0: they are not told
     ):
-        super().__init__()
-        self.nz, self.nc, self.latent = nz, nc, latent
+        super().__init__(nz, classes, latent)
+        self.nc = nc
         self.register_buffer('codes', torch.zeros(0, nc)) # (n,nc)
         self.register_buffer('mean', torch.zeros(0))      # (d,)
         self.register_buffer('axes', torch.zeros(0, nc))  # (d,nc)
 
-    def learn(self, levels:list): # of the training pictures, as `map_means` gives them
+    def learn(self, levels:list, kinds:Tensor|None=None): # of the training pictures: of `map_means`; (n,)
         "Their codes; by axes of their own, unless there are some. ValueError as `code_axes`."
+        if kinds is not None: self.kinds = kinds.to(self.kinds)
         if not len(self.axes):
             self.mean, self.axes = (v.to(self.codes.device) for v in code_axes(levels, self.nc))
         self.codes = self.of(levels)
@@ -74,32 +76,19 @@ class Codes(nn.Module):
     def of(self, levels:list) -> Tensor: # of n pictures, training pictures or not -> (n,nc)
         return (torch.cat(levels, 1).to(self.mean) - self.mean) @ self.axes
 
-    def forward(self,
-        n:int,
-        generator:torch.Generator, # latents are made where it lives
-        noise=None # as in LATENTS; lesson 14a gives another
-    ) -> Tensor: # (n,nz+nc)
-        if not len(self.codes):
-            raise ValueError('there are no codes yet; they come with the training pictures, '
-                             'or with a run that was saved')
-        which = torch.randint(len(self.codes), (n,), generator=generator, device=generator.device)
-        return self.latents(self.codes.to(generator.device)[which], generator, noise)
+    def told(self, which:Tensor) -> Tensor: # numbers of training pictures (b,) -> (b,nc+classes)
+        which = which.to(self.codes.device, non_blocking=True)
+        return self.beside(self.codes[which], which)
 
-    def latents(self, code:Tensor, generator, noise=None) -> Tensor: # (n,nc) -> (n,nz+nc)
-        "Random numbers in front of codes; arguments as in `forward`."
-        free = (noise or LATENTS[self.latent])(len(code), self.nz, generator, generator.device)
-        return torch.cat([free, code.to(free)], 1)
+    def beside(self, code:Tensor, which:Tensor) -> Tensor: # codes, and the kinds of these pictures
+        return torch.cat([code, super().told(which)], 1) if self.classes else code
 
-    def condition(self, b:Batch) -> tuple: # what D is told of the reals, and of the fakes
-        "The reals' own codes, and those that stand in the fakes' latents."
-        own = self.codes[b.idx.to(self.codes.device, non_blocking=True)]
-        return (own,), (b.z[:, self.nz:],)
+    def near(self, code:Tensor) -> Tensor: # of any pictures (b,nc)
+        "What is told of them: their kinds are those of the nearest codes."
+        return self.beside(code, torch.cdist(code, self.codes).argmin(1))
 
-    def _load_from_state_dict(self, state, prefix, *args): # as many as were saved; once without axes
-        for k, v in list(self.named_buffers()):
-            if k != 'codes': state.setdefault(prefix + k, v)
-            if prefix + k in state: setattr(self, k, v.new_zeros(state[prefix + k].shape))
-        super()._load_from_state_dict(state, prefix, *args)
+    def pool(self, kind):
+        return super().pool(kind) if self.classes else torch.arange(len(self.codes))
 
 # %% ../../nbs/13c_instances.ipynb #c016
 class ConditionalDiscriminator(ProjectedDiscriminator):
@@ -107,7 +96,7 @@ class ConditionalDiscriminator(ProjectedDiscriminator):
     (Miyato and Koyama 2018)."""
     def __init__(self,
         channels:tuple, # of the maps
-        nc:int, # values in a code
+        nc:int, # values in a code, or in what else is told
         *args, # further ones of ProjectedDiscriminator
         d:int=64 # values in which what is seen and what was asked for meet
     ):
@@ -126,7 +115,7 @@ class ConditionalDiscriminator(ProjectedDiscriminator):
 
 # %% ../../nbs/13c_instances.ipynb #c019
 @dataclass(frozen=True)
-class InstanceRecipe(ProjectedRecipe):
+class InstanceRecipe(Labelled, ProjectedRecipe):
     """A projected GAN with an example in mind (after Casanova 2021); raises ValueError on a value
     that cannot work."""
     family = 'instance'
@@ -136,19 +125,20 @@ class InstanceRecipe(ProjectedRecipe):
 
     def build(self) -> dict: # on the CPU
         "G, D and the codes, which are empty until `begin`."
-        D = self.discriminator()
-        codes = Codes(self.nz, self.nc, self.latent)
-        return dict(G=FastGenerator(self.size, self.nz + self.nc, self.ngf), D=D, codes=codes)
+        codes = Codes(self.nz, self.nc, self.latent, self.known_classes())
+        G = FastGenerator(self.size, self.nz + self.nc + self.classes, self.ngf)
+        return dict(G=G, D=self.discriminator(), codes=codes)
 
     def judge(self, size:int) -> nn.Module: # for a frozen network that sees so many px
-        channels = map_channels(self.backbone)
-        return ConditionalDiscriminator(channels, self.nc, size, self.w, self.ndf, self.levels)
+        channels, told = map_channels(self.backbone), self.nc + self.classes
+        return ConditionalDiscriminator(channels, told, size, self.w, self.ndf, self.levels)
 
     def begin(self, nets:dict, images:Images, *, seed:int=0, folder=None, team=SOLO):
         "Fill the codes. Raises ValueError where the pictures are too few, and as `feature_maps` does."
         look = feature_maps(self.backbone, self.base_resolution).to(nets['codes'].codes.device)
         parts = torch.arange(len(images)).split(64)
-        nets['codes'].learn(map_means(look, (to_float(images.batch(i)) for i in parts)))
+        levels = map_means(look, (to_float(images.batch(i)) for i in parts))
+        nets['codes'].learn(levels, self.numbers(images))
 
     def refuse_start(self, other, nets:dict) -> str: # as ever; and codes must be of one kind
         if why := super().refuse_start(other, nets): return why
@@ -161,8 +151,8 @@ class InstanceRecipe(ProjectedRecipe):
         codes = nets['codes']
         look = cache(lambda: feature_maps(self.backbone, self.base_resolution))
         def latents(x, generator, n=1):
-            code = codes.of(map_means(look(), x.split(64)))
-            return codes.latents(code.repeat_interleave(n, 0), generator)
+            told = codes.near(codes.of(map_means(look(), x.split(64))))
+            return codes.latents(told.repeat_interleave(n, 0), generator)
         return latents if len(codes.axes) else None
 
     def remark(self, images:Images) -> str:
@@ -173,6 +163,7 @@ class InstanceRecipe(ProjectedRecipe):
     def prior(self, nets:dict): return nets['codes']
     def condition(self, nets:dict) -> dict: return dict(condition=nets['codes'].condition)
 
+# %% ../../nbs/13c_instances.ipynb #f1b7aa97
 INSTANCE_RECIPES = (
     InstanceRecipe('projected-instance',
         'Casanova et al. 2021, Instance-Conditioned GAN, on Sauer et al. 2021',

@@ -217,7 +217,6 @@ class ProjectedRecipe(_ProjectedFields):
         if self.zoom_share: more['resolution'] = self.resolution_at
         return projected_phases(nets['G'], nets['D'], self.eyes(nets['G']), *opts, **more)
 
-    def condition(self, nets:dict) -> dict: return {} # what `projected_phases` is given besides
     def check_requirements(self): self.eyes(nn.Linear(1, 1)) # opens the frozen network once
 
 PROJECTED_RECIPES = (ProjectedRecipe('projected', 'Sauer et al. 2021, Projected GANs Converge Faster',

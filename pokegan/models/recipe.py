@@ -92,9 +92,11 @@ class _Family:
     def helpers(self, folder) -> dict: return {} # frozen networks by name, from folders beside it
     def begin(self, nets, images, *, seed=0, folder=None, team=SOLO): "Fill what pictures decide."
     def refuse_start(self, other, nets): return _unlike(self, other) # lesson 13d: why not, or ''
+    def start_shape(self, other): return self # a recipe whose shapes such a start must have
     def remark(self, images) -> str: return '' # what a user should know before the training
     def sets(self, images, seed=0) -> tuple: return self, dict(train=images), {} # …, facts for run.json
     def change_reals(self) -> Callable|None: return None # (x, generator) -> x
+    def condition(self, nets:dict) -> dict: return {} # lesson 09e: how its phases tell D more
     def schedule(self) -> Callable|None: # progress -> factor of the learning rate
         moves = dict(share=self.lr_decay, warmup=self.lr_warmup)
         return partial(linear, **moves) if any(moves.values()) else None

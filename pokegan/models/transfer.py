@@ -8,6 +8,9 @@ __all__ = ['SHAPES', 'TRANSFER_RECIPES', 'fitting', 'Start']
 # %% ../../nbs/13d_transfer.ipynb #c003
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from .instance import InstanceRecipe
 from .recipe import Recipe
 
@@ -24,7 +27,7 @@ def fitting(
     "Networks of the same name and shape. Raises ValueError, one line, where G is none of them."
     def no(why): raise ValueError(f'{r.name} cannot start from a run of {other.name}: {why}')
     if why := r.refuse_start(other, nets): no(why)
-    own = r.offline().networks(seed=0)
+    own = r.start_shape(other).offline().networks(seed=0)
     fit = {k: m for k, m in nets.items() if k in own and _sizes(m) == _sizes(own[k])}
     if 'G' in fit: return fit
     both = {k: (getattr(other, k, ''), getattr(r, k, '')) for k in SHAPES}
@@ -38,7 +41,16 @@ class Start:
     nets:dict = field(default_factory=dict) # none where the run only goes on
 
     def fill(self, nets:dict): # new ones, which get these weights
-        for k, m in self.nets.items(): nets[k].load_state_dict(m.state_dict())
+        for k, m in self.nets.items():
+            state, new = m.state_dict(), nets[k].state_dict()
+            if k in ('G', 'D'): state = {n: _as_wide(state[n], v) for n, v in new.items()}
+            nets[k].load_state_dict(state)
+
+def _as_wide(old:Tensor, new:Tensor) -> Tensor: # of new's shape: what only new has begins at 0
+    both = tuple(slice(min(a, b)) for a, b in zip(old.shape, new.shape))
+    out = torch.zeros_like(new)
+    out[both] = old[both]
+    return out
 
 # %% ../../nbs/13d_transfer.ipynb #c015
 TRANSFER_RECIPES = (

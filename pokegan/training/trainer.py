@@ -292,6 +292,7 @@ def gan_phases(
     paired:bool=False,              # g_loss takes (fake, real logits), as relativistic losses do
     targets:Callable|None=None,     # (n, generator, device) -> targets of reals, of fakes
     augment:Callable|None=None,     # (x, generator) -> x, differentiable; on all that D sees
+    condition:Callable=lambda b: ((), ()), # batch -> what D is told besides, of reals and of fakes
     penalty:Callable|None=None      # (D, x_real, x_fake, generator) -> scalar, of D's loss
 ) -> list: # of phases
     "The two-player game: D learns to tell, then G to fool. ValueError on an unknown `redraw`."
@@ -303,7 +304,8 @@ def gan_phases(
         with torch.no_grad(): return G(b.z)
     def D_move(b):
         x, x_hat = seen(b.x, b), seen(shown(b), b)
-        real, fake = D(x).float(), D(x_hat).float()
+        of_reals, of_fakes = condition(b)
+        real, fake = D(x, *of_reals).float(), D(x_hat, *of_fakes).float()
         wanted = targets(len(real), b.generator, real.device) if targets else ()
         loss, parts = d_loss(real, fake, *wanted), logit_stats(real, fake)
         if penalty is None: return loss, parts
@@ -312,8 +314,10 @@ def gan_phases(
         return loss + extra, parts | dict(penalty=extra.detach())
     def G_move(b):
         if redraw == 'move': b.new_latents()
-        fake = D(seen(fakes(b), b)).float()
-        return (g_loss(fake, D(seen(b.x, b)).float()) if paired else g_loss(fake)), {}
+        of_reals, of_fakes = condition(b)
+        fake = D(seen(fakes(b), b), *of_fakes).float()
+        if not paired: return g_loss(fake), {}
+        return g_loss(fake, D(seen(b.x, b), *of_reals).float()), {}
     again = 'reals' if redraw == 'step' else 'both'
     first = Phase('D', (D,), opt_D, D_move, after=after_D, again=again)
     return [first]*d_rounds + [Phase('G', (G,), opt_G, G_move, again=again)]*g_rounds
