@@ -23,7 +23,7 @@ _ALL = (
     *DCGAN_RECIPES, *CONDITIONAL_RECIPES, *AEGAN_RECIPES, *ENCODER_RECIPES,
     *POKEGAN2_RECIPES, *PROJECTED_RECIPES, *INSTANCE_RECIPES, *TRANSFER_RECIPES)
 RECIPES = {r.name: r for r in _ALL}
-DEFAULT = 'dcgan-quick'
+DEFAULT = 'projected-quick'
 
 def recipe(
     name:str|Recipe, # as `pokegan recipes` lists them, or a recipe itself

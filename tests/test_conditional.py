@@ -66,7 +66,7 @@ def test_D_adds_the_product_of_features_and_kind():
     P = ProjectionDiscriminator(D, 3).eval()
     x, told = torch.rand(2, 3, 16, 16)*2 - 1, F.one_hot(torch.tensor([0, 2]), 3)*3**.5
     with torch.no_grad():
-        h = D.blocks[:-1](x).mean((2, 3))
+        h = D.blocks[:-1](x).sum((2, 3))
         want = D(x) + (h*P.wish.weight.T[[0, 2]]*3**.5).sum(1)
         torch.testing.assert_close(P(x, told), want)
         assert torch.equal(P(x, 0*told), D(x))

@@ -6,11 +6,13 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from pokegan.core import run_eval
 from pokegan.data import load_images, to_float
-from pokegan.training.checkpoint import flatten
+from pokegan.training.checkpoint import flatten, read_tensors
 from pokegan.training.trainer import Batch
+from pokegan.metrics.features import Extractor
 from pokegan.models.instance import (
-    Codes, ConditionalDiscriminator, INSTANCE_RECIPES, InstanceRecipe, map_means)
+    Codes, ConditionalDiscriminator, CopiesCB, INSTANCE_RECIPES, InstanceRecipe, map_means)
 from pokegan.models.projected import PROJECTED_RECIPES
 from pokegan.models.recipe import make_trainer
 from pokegan.recipes import recipe
@@ -159,7 +161,7 @@ def test_recipe():
     assert recipe('projected-instance') == r
     plain, words = asdict(PROJECTED_RECIPES[0]), ('name', 'source', 'differs')
     new = {k: v for k, v in asdict(r).items() if v != plain.get(k) and k not in words}
-    assert new == dict(nc=32, lr_decay=.3, zoom_share=.2, label='', classes=0)
+    assert new == dict(nc=32, lr_decay=.3, zoom_share=.2, label='', classes=0, copies=0., paint=0)
     with pytest.raises(ValueError, match='nc is 0'): replace(r, nc=0)
 
 
@@ -171,3 +173,72 @@ def test_networks_of_the_recipe():
     far, near = nets['D'].far, nets['D'].near
     for d in (far, near): assert isinstance(d, ConditionalDiscriminator)
     assert len(near.nets[0].body) > len(far.nets[0].body)
+
+
+class Copier(torch.nn.Module): # z: numbers of training pictures; from some step on nothing but copies
+    def __init__(self, images, since):
+        super().__init__()
+        self.w, self.images, self.since, self.step = torch.nn.Parameter(torch.zeros(1)), images, since, 0
+
+    def forward(self, z):
+        if self.step >= self.since: return to_float(self.images.x[z[:, 0].long()])
+        return torch.rand(len(z), 3, 32, 32, generator=rng())*2 - 1
+
+
+class Fake: # as much of a trainer as the callback asks for
+    rank, device, images_seen, stop, seconds = 0, None, 0, '', 0.
+    def __init__(self, G, images): self.nets, self.images, self.metrics, self.step = dict(G=G), images, {}, 0
+
+
+pixels = Extractor('pixels', torch.nn.Flatten(), 32, 3*32*32)
+
+
+@pytest.mark.parametrize('since, stops_at', [(60, 80), (1000, None)])
+def test_a_training_that_copies_ends_and_the_last_good_networks_stay(tmp_path, since, stops_at):
+    images = load_images('creatures:120', 32, progress=False)
+    G = Copier(images, since)
+    def draw(n, g): return torch.randint(0, 120, (n, 1), generator=g).float()
+    t, cb = Fake(G, images), CopiesCB(tmp_path, G, draw, images, pixels, limit=.2, share=.99)
+    cb.before_fit(t)
+    (tmp_path/'kept').mkdir()
+    (tmp_path/'kept/0000020.safetensors').write_bytes(b'kept by another')
+    for t.step in range(1, 101):
+        t.seconds += 1000
+        G.step = t.step
+        cb.after_step(t)
+        if t.stop: break
+    cb.after_fit(t)
+    shares = dict(cb.looks)
+    assert shares[20] == shares[40] == 0
+    names = sorted(p.name for p in (tmp_path/'kept').iterdir())
+    if stops_at:
+        assert t.step == stops_at and shares[60] == shares[80] == 1
+        assert t.stop.startswith('100% of new pictures') and t.stop.endswith('--step 40')
+        assert names == ['0000020.safetensors', '0000040.safetensors']
+        assert torch.equal(read_tensors(tmp_path/'kept/0000040.safetensors')[0]['G.w'], G.w)
+    else: assert not t.stop and names == ['0000020.safetensors']
+
+
+def test_copies_are_looked_for_among_a_hundred_pictures_or_more(tmp_path):
+    r = replace(recipe('projected-instance', **SMALL), copies=.2)
+    def looks(n):
+        found = r.callbacks(r.networks(0), tmp_path, dict(train=noise(n)))
+        return [type(c).__name__ for c in found]
+    assert looks(100) == ['CopiesCB'] and looks(99) == []
+    assert replace(r, copies=0.).callbacks(r.networks(0), tmp_path, dict(train=noise(100))) == []
+
+
+def test_painting_teaches_G_pictures_from_codes_and_is_repeated_by_a_seed():
+    images = load_images('creatures:60', 32, progress=False)
+    def begun(steps, seed=0):
+        r = replace(recipe('projected-quick', **SMALL | dict(size=32)), paint=steps)
+        nets = r.networks(0)
+        r.begin(nets, images, seed=seed)
+        return nets
+    def error(nets): # between pictures, and what G makes of their codes
+        z = nets['codes'].latents(nets['codes'].told(torch.arange(60)), rng())
+        return (run_eval(nets['G'], z) - to_float(images.x)).square().mean().item()
+    painted = begun(40)
+    assert error(painted) < .5*error(begun(0))
+    for k, v in painted['G'].state_dict().items(): assert torch.equal(v, begun(40)['G'].state_dict()[k])
+    assert not torch.equal(begun(3, 1)['G'].rgb[0].weight, begun(3)['G'].rgb[0].weight)

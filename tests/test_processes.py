@@ -565,15 +565,15 @@ def torchrun(*words, cwd):
 
 
 def test_torchrun_trains_one_run(tmp_path):
-    p = torchrun('train', '--data', 'creatures:64', '--steps', 6, '--size', 32, '--device', 'cpu',
+    p = torchrun('train', '--data', 'creatures:64', '--steps', 6, '--device', 'cpu',
                  cwd=tmp_path)
     out, err = p.communicate(timeout=120)
     assert p.returncode == 0, err
     assert out.count('step 6, 384 images') == 1
-    assert [d.name for d in (tmp_path/'runs').iterdir()] == ['dcgan-quick-1']
-    info = read_json(tmp_path/'runs/dcgan-quick-1/run.json')
+    assert [d.name for d in (tmp_path/'runs').iterdir()] == ['projected-quick-1']
+    info = read_json(tmp_path/'runs/projected-quick-1/run.json')
     assert info['processes'] == 2 and info['images'] == 2*6*32
-    assert (tmp_path/'runs/dcgan-quick-1/progress.gif').exists()
+    assert (tmp_path/'runs/projected-quick-1/progress.gif').exists()
 
 
 def test_torchrun_trains_what_has_an_encoder(tmp_path):

@@ -110,7 +110,8 @@ def test_finetune_on_five_pictures(tmp_path, capsys):
     pytest.importorskip('efficientnet_lite_pytorch')
     five = load_images('creatures:5', 64, progress=False)
     r = recipe('finetune')
-    plain = recipe('projected-instance', lr_decay=.1, zoom_share=.3, diffaug='translation+cutout')
+    plain = recipe('projected-instance', lr_decay=.1, zoom_share=.3, diffaug='translation+cutout',
+                   copies=.2)
     assert replace(r, **{k: getattr(plain, k) for k in ('name', 'source', 'differs')}, start='') == plain
     run = train('finetune', five, tmp_path/'a', steps=2, **(HOW | dict(progress=True)))
     assert capsys.readouterr().out.startswith('5 pictures are few: ')

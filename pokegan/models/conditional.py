@@ -71,8 +71,7 @@ class Kinds(nn.Module):
 
 # %% ../../nbs/09e_classes.ipynb #k016
 class ProjectionDiscriminator(nn.Module):
-    """A discriminator that is also asked whether a picture fits what is told of it
-    (Miyato and Koyama 2018, with the mean of the last map for its sum)."""
+    "A discriminator that is also asked whether a picture fits what is told of it (Miyato and Koyama 2018)."
     def __init__(self,
         D:Discriminator, # its last block makes the logit
         k:int            # values that are told
@@ -85,7 +84,7 @@ class ProjectionDiscriminator(nn.Module):
 
     def forward(self, x, told): # (b,3,size,size), (b,k) -> logits (b,)
         h = self.D.blocks[:-1](x)
-        return self.D.blocks[-1](h) + (h.mean((2, 3))*self.wish(told.to(h))).sum(1)
+        return self.D.blocks[-1](h) + (h.sum((2, 3))*self.wish(told.to(h))).sum(1)
 
 # %% ../../nbs/09e_classes.ipynb #k018
 @dataclass(frozen=True)
@@ -142,7 +141,6 @@ _small = next(r for r in DCGAN_RECIPES if r.name == 'dcgan-small-data')
 _said = {k: v for k, v in vars(_small).items() if k not in ('name', 'source', 'differs')}
 CONDITIONAL_RECIPES = (
     ConditionalRecipe('dcgan-types', 'Miyato and Koyama 2018, on dcgan-small-data',
-        'features are averaged over places, where the paper sums them; colours are not changed '
-        'before D sees them, as they may be what tells kinds apart',
+        'colours are not changed before D sees them, as they may be what tells kinds apart',
         **_said | dict(diffaug='translation+cutout')),
 )

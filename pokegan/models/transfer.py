@@ -59,5 +59,6 @@ TRANSFER_RECIPES = (
         'begins from creatures-projected and keeps the axes of its codes, so five pictures can do; '
         'the frozen network zooms in for the last 30 %, the learning rate falls in the last tenth, '
         'colours are not changed before D sees them, as there is little time to learn them',
-        start='creatures-projected', lr_decay=.1, zoom_share=.3, diffaug='translation+cutout'),
+        start='creatures-projected', lr_decay=.1, zoom_share=.3, diffaug='translation+cutout',
+        copies=.2),
 )
