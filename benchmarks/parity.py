@@ -1,7 +1,7 @@
 """Do the recipes get what the originals got? Two questions, each a command.
 
     python benchmarks/parity.py bisect --data data/kaggle819-64 --steps 300 --every 100 --seeds 0 1 2
-    python benchmarks/parity.py sheets RUN … --data data/kaggle819-64
+    python benchmarks/parity.py sheets RUN … --data data/kaggle819-64 --steps 6143 12285
 
 `bisect` trains DCGAN819 and a literal copy of its published loop from the same pictures, and the
 copy with one thing changed at a time. `sheets` scores the pictures of finished runs. Both score as
@@ -25,7 +25,7 @@ from pokegan.data import load_images, to_float, to_uint8
 from pokegan.data.images import to_image
 from pokegan.metrics.distances import kid
 from pokegan.metrics.features import extractor, features
-from pokegan.models.recipe import make_trainer
+from pokegan.models.recipe import make_trainer, read_info
 from pokegan.recipes import recipe, variant
 from pokegan.runs import load_run
 from pokegan.training.health import diversity
@@ -105,12 +105,13 @@ def bisect(a, images, judge, rows, save):
 
 
 def sheets(a, images, judge, rows, save):
-    for folder in a.runs:
-        run = load_run(folder)
+    for folder, step in [(f, s) for f in a.runs for s in a.steps or [None]]:
+        run = load_run(folder, step=step)
         info, key = run.info, dict(run=Path(folder).name, step=str(run.info['step']), n=str(a.n))
         if any(r.items() >= key.items() for r in rows): continue
         z = run.latents(a.n, seed=5).split(64)
-        seen = dict(images=str(info['images']), epoch=f"{info['images']/info['data']['n']:.1f}")
+        images_seen = round(info['images']*info['step']/read_info(run.folder)['step'])
+        seen = dict(images=str(images_seen), epoch=f"{images_seen/info['data']['n']:.1f}")
         what = dict(recipe=run.recipe.name, batch=str(run.recipe.batch), seed=str(info['seed']))
         save(key | what | seen | judge(run.G, z))
 
@@ -124,6 +125,7 @@ def main():
         c.add_argument('--n', type=int, default=n, help='pictures that are scored, a multiple of 64')
         c.add_argument('--out', default=name)
     c.add_argument('runs', nargs='+', help='run folders')
+    c.add_argument('--steps', type=int, nargs='*', help='checkpoints that were kept; default the last')
     b = commands.choices['bisect']
     b.add_argument('--what', nargs='+', default=[*CHANGES, 'dcgan-819'], help='changes, or recipes')
     b.add_argument('--batch', type=int, default=64)
