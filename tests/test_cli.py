@@ -31,7 +31,7 @@ def pictures(folder): return sorted(folder.glob('*.png'))
 def run(tmp_path_factory):
     "A run of twelve steps on sixty-four creatures."
     at = tmp_path_factory.mktemp('cli')
-    words = '--data creatures:64 --steps 12 --size 32 --run first --seed 3'.split()
+    words = '--recipe dcgan-quick --data creatures:64 --steps 12 --size 32 --run first --seed 3'.split()
     out = pokegan('train', *words, cwd=at).stdout
     assert 'step 12' in out and 'pokegan sample first' in out
     return at/'first'
@@ -117,7 +117,7 @@ def test_data_prepares_and_trains(tmp_path, run):
     out = pokegan('data', 'mine', '--size', 32, '--out', 'prepared', cwd=tmp_path).stdout
     assert '9 images of 32 px are in prepared' in out and 'skip' in out
     words = '--data prepared --size 32 --steps 2'.split()
-    pokegan('train', *words, '--run', 'r', cwd=tmp_path)
+    assert '--recipe finetune' in refused('train', *words, cwd=tmp_path) # nine are too few for the default
     pokegan('train', '--recipe', 'dcgan-quick:ngf=8,betas=0/0.9', *words, '--run', 'c', cwd=tmp_path)
     r = read_info(tmp_path/'c')['recipe']
     assert (r['name'], r['ngf'], r['betas'], r['size']) == ('dcgan-quick', 8, [0., .9], 32)
@@ -184,7 +184,7 @@ def test_a_mistake_about_a_run(run, tmp_path, words, hint):
 
 
 def test_resume_removes_frames_later_than_its_checkpoint(tmp_path):
-    words = '--data creatures:32 --size 32 --steps 4 --run r'.split()
+    words = '--recipe dcgan-quick --data creatures:32 --size 32 --steps 4 --run r'.split()
     pokegan('train', *words, cwd=tmp_path)
     samples = tmp_path/'r/samples'
     (samples/'0000999.png').write_bytes((samples/'0000004.png').read_bytes())

@@ -63,11 +63,11 @@ def test_the_prior_draws_kinds_as_often_as_the_data_have_them():
 
 def test_D_adds_the_product_of_features_and_kind():
     D = conv_discriminator(16, 4)
-    P = ProjectionDiscriminator(D, 3).eval()
+    P = ProjectionDiscriminator(D, 3, weight=2.).eval()
     x, told = torch.rand(2, 3, 16, 16)*2 - 1, F.one_hot(torch.tensor([0, 2]), 3)*3**.5
     with torch.no_grad():
         h = D.blocks[:-1](x).sum((2, 3))
-        want = D(x) + (h*P.wish.weight.T[[0, 2]]*3**.5).sum(1)
+        want = D(x) + 2*(h*P.wish.weight.T[[0, 2]]*3**.5).sum(1)
         torch.testing.assert_close(P(x, told), want)
         assert torch.equal(P(x, 0*told), D(x))
 
@@ -92,6 +92,10 @@ def test_labels_name_the_classes_and_wrong_values_are_refused_in_a_line():
         with pytest.raises(ValueError, match=words): replace(r, **wrong)
     with pytest.raises(ValueError, match="no label 'type'; these pictures have animal"):
         recipe('dcgan-types', **TINY).sets(labelled())
+    some = labelled()
+    some.labels['animal'][3:5] = ['', '']
+    with pytest.raises(ValueError, match='2 of 30 pictures have no animal'):
+        recipe('dcgan-types', label='animal', **TINY).sets(some)
     with pytest.raises(ValueError, match='classes is 0'): recipe('dcgan-types').networks(0)
 
 

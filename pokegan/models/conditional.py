@@ -74,17 +74,19 @@ class ProjectionDiscriminator(nn.Module):
     "A discriminator that is also asked whether a picture fits what is told of it (Miyato and Koyama 2018)."
     def __init__(self,
         D:Discriminator, # its last block makes the logit
-        k:int            # values that are told
+        k:int,           # values that are told
+        weight:float=1.  # of the fit, beside that logit
     ):
         super().__init__()
-        self.D = D
+        self.D, self.weight = D, weight
         nf = [m for m in D.blocks[:-1].modules() if isinstance(m, nn.Conv2d)][-1].out_channels
         self.wish = nn.Linear(k, nf, bias=False)
         nn.init.normal_(self.wish.weight, 0, .02)
 
     def forward(self, x, told): # (b,3,size,size), (b,k) -> logits (b,)
         h = self.D.blocks[:-1](x)
-        return self.D.blocks[-1](h) + (h.sum((2, 3))*self.wish(told.to(h))).sum(1)
+        fits = (h.sum((2, 3))*self.wish(told.to(h))).sum(1)
+        return self.D.blocks[-1](h) + self.weight*fits
 
 # %% ../../nbs/09e_classes.ipynb #k018
 @dataclass(frozen=True)
@@ -97,6 +99,9 @@ class Labelled:
         "The recipe with `classes`, its sets, what run.json holds. ValueError without such labels."
         if not self.label: return super().sets(images, seed)
         names = class_numbers(images, self.label)[0]
+        unnamed = [str(v) for v in images.labels[self.label]].count('')
+        if unnamed: raise ValueError(f'{unnamed} of {len(images)} pictures have no {self.label}; '
+                                     'give each one, or leave them out')
         return replace(self, classes=len(names)), dict(train=images), dict(names=[str(n) for n in names])
 
     def start_shape(self, other):
@@ -118,6 +123,7 @@ class ConditionalRecipe(Labelled, GANRecipe):
     family = 'conditional'
     published = ('G', 'kinds')
     label:str = 'type' # a column of labels, whose kinds are told
+    label_weight:float = 4. # of the fit between picture and kind, beside "is it real?"
 
     def check(self):
         super().check()
@@ -129,7 +135,8 @@ class ConditionalRecipe(Labelled, GANRecipe):
         "G, a D that is told, and the kinds, which are empty until `begin`."
         kinds = Kinds(self.nz, self.known_classes(), self.latent)
         nets = GANRecipe.build(replace(self, nz=self.nz + self.classes))
-        return nets | dict(D=ProjectionDiscriminator(nets['D'], self.classes), kinds=kinds)
+        D = ProjectionDiscriminator(nets['D'], self.classes, self.label_weight)
+        return nets | dict(D=D, kinds=kinds)
 
     def begin(self, nets:dict, images:Images, *, seed:int=0, folder=None, team=SOLO):
         nets['kinds'].kinds = self.numbers(images).to(nets['kinds'].kinds)
@@ -141,6 +148,7 @@ _small = next(r for r in DCGAN_RECIPES if r.name == 'dcgan-small-data')
 _said = {k: v for k, v in vars(_small).items() if k not in ('name', 'source', 'differs')}
 CONDITIONAL_RECIPES = (
     ConditionalRecipe('dcgan-types', 'Miyato and Koyama 2018, on dcgan-small-data',
-        'colours are not changed before D sees them, as they may be what tells kinds apart',
+        'the fit counts four times; colours are not changed before D sees them, '
+        'as they may be what tells kinds apart',
         **_said | dict(diffaug='translation+cutout')),
 )
