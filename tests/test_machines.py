@@ -20,6 +20,7 @@ from pokegan.training.health import diversity, HealthCB
 from pokegan.training.trainer import Callback, Trainer
 from pokegan.metrics.features import extractor
 from pokegan.metrics.tracking import CurvesCB
+from pokegan.models.instance import CopiesCB
 from pokegan.models.recipe import make_trainer
 from pokegan.recipes import recipe
 from pokegan.runs import resume, train
@@ -194,9 +195,12 @@ def test_every_callback_on_a_device_like_apples(apple, tmp_path, monkeypatch):
     t = make_trainer(recipe('dcgan-quick', **SMALL), images)  # and those that are due every so many steps
     G, look = t.nets['G'], extractor('random')
     t.callbacks += [HealthCB(G, t.prior, every=1, n=8), HeldOutCB(images, every=1, n=8),
-                    CurvesCB(G, t.prior, images, look, n=8, share=.9, every=1), LogCB(tmp_path, every=1)]
+                    CurvesCB(G, t.prior, images, look, n=8, share=.9, every=1),
+                    CopiesCB(tmp_path, G, t.prior, images, look, .5, n=8, share=.9, every=1),
+                    LogCB(tmp_path, every=1)]
     t.fit(steps=2)
-    assert {'diversity', 'seen/real', 'fid'} <= {k for r in read_log(tmp_path/'log.csv') for k in r}
+    logged = {k for r in read_log(tmp_path/'log.csv') for k in r}
+    assert {'diversity', 'seen/real', 'fid', 'memorised'} <= logged
     assert (tmp_path/'aegan-quick/best.safetensors').exists(), 'KID was measured'
     unseen = {c.__name__ for c in callbacks() - seen}
     assert unseen == {'DistributedCB'}, 'for several processes, which Apple has not'
