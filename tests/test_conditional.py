@@ -114,6 +114,10 @@ def test_it_resumes_bit_for_bit(asked, tmp_path):
     train('dcgan-types', labelled(), tmp_path/'a', steps=3, label='animal', **HOW, **TINY)
     a = resume(tmp_path/'a', steps=6, data=labelled(), **HOW)
     for k, v in flatten(asked.nets).items(): assert torch.equal(v, flatten(a.nets)[k]), k
+    other = labelled()
+    other.labels['animal'][0] = 'ant'
+    with pytest.raises(ValueError, match='animal has 4 kinds here; the run has 3'):
+        resume(tmp_path/'a', steps=7, data=other, **HOW)
 
 
 def test_a_published_run_can_still_be_asked(asked, tmp_path):

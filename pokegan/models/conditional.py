@@ -102,6 +102,8 @@ class Labelled:
         unnamed = [str(v) for v in images.labels[self.label]].count('')
         if unnamed: raise ValueError(f'{unnamed} of {len(images)} pictures have no {self.label}; '
                                      'give each one, or leave them out')
+        if self.classes not in (0, len(names)):
+            raise ValueError(f'{self.label} has {len(names)} kinds here; the run has {self.classes}')
         return replace(self, classes=len(names)), dict(train=images), dict(names=[str(n) for n in names])
 
     def start_shape(self, other):
