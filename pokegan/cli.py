@@ -281,14 +281,13 @@ def evaluate_command(
     "Score a run's images against real ones, beside the floor and the ceiling of each metric."
     which = 'best' if best else 'last'
     scores = pokegan.evaluate(run, data, n=n, features=features, seed=seed, which=which)
-    found = [scores]
+    asked = None
     if pokegan.load_run(run, which).kinds:
         from pokegan.compare import evaluate_kinds
-        found.append(evaluate_kinds(run, data, n=n, seed=seed, which=which))
-    if not as_json: return print(*found, sep='\n\n')
-    whole = found[0].to_dict()
-    for asked in found[1:]: whole['kinds'] = asdict(asked)
-    print(json.dumps(whole, indent=1))
+        asked = evaluate_kinds(run, data, n=n, seed=seed, which=which)
+    kinds = dict(kinds=asdict(asked)) if asked else {}
+    if as_json: print(json.dumps(scores.to_dict() | kinds, indent=1))
+    else: print(scores, *(['', asked] if asked else []), sep='\n')
 
 # %% ../nbs/17_cli.ipynb #c033
 @app.command('compare')

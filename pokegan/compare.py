@@ -78,7 +78,7 @@ def evaluate_kinds(
         raise ValueError(f"{label} has other kinds there, or too few pictures of one: the run knows "
                          f"{', '.join(run.kinds)}")
     test = subset(images, rows['test'])
-    real = confusion(judge, to_float(test.x), class_numbers(test, label)[1]).share
+    real = confusion(judge, to_float(test.x), y[rows['test']]).share
     each = max(1, n//len(run.kinds))
     x = torch.cat([to_uint8(run.sample(each, seed, kind=k)) for k in run.kinds])
     return confusion(judge, x, torch.arange(len(run.kinds)).repeat_interleave(each), real)

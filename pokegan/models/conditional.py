@@ -38,8 +38,8 @@ class Kinds(nn.Module):
         return F.one_hot(kinds, self.classes)*self.classes**.5
 
     def pool(self, kind:int|None) -> Tensor: # numbers of the training pictures to choose from
-        if kind is None: return torch.arange(len(self.kinds))
-        return (self.kinds.cpu() == kind).nonzero()[:, 0]
+        if kind is None: return torch.arange(len(self.kinds), device=self.kinds.device)
+        return (self.kinds == kind).nonzero()[:, 0]
 
     def forward(self,
         n:int,

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ..core import mix_seed, run_eval
+from ..core import mix_seed
 from ..data.images import Images, to_float
 from ..training.callbacks import stamp
 from ..training.checkpoint import flatten, write_tensors
 from ..training.trainer import adam, Callback, Shuffle
 from ..metrics.distances import memorised
 from ..metrics.features import extractor, features
-from ..metrics.tracking import Allowance
+from ..metrics.tracking import Allowance, drawn
 from .backbone import feature_maps, map_channels
 from .conditional import Kinds, Labelled
 from .projected import FastGenerator, ProjectedDiscriminator, ProjectedRecipe
@@ -97,7 +97,8 @@ class Codes(Kinds):
         return self.beside(code, torch.cdist(code, self.codes).argmin(1))
 
     def pool(self, kind):
-        return super().pool(kind) if self.classes else torch.arange(len(self.codes))
+        if self.classes: return super().pool(kind)
+        return torch.arange(len(self.codes), device=self.codes.device)
 
 # %% ../../nbs/13c_instances.ipynb #c016
 class ConditionalDiscriminator(ProjectedDiscriminator):
@@ -239,8 +240,7 @@ class CopiesCB(Callback):
     def look(self, t):
         if self.real is None: self.real = features(self.extract, self.images.x)
         z = self.prior(self.n, torch.Generator().manual_seed(0))
-        x = torch.cat([run_eval(self.G, some) for some in z.split(64)])
-        found = memorised(features(self.extract, x), self.real).share
+        found = memorised(features(self.extract, drawn(self.G, z)), self.real).share
         t.metrics['memorised'] = round(found, 4)
         self.looks.append((t.step, found))
         self.bad = self.bad + 1 if found > self.limit else 0
