@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from .core import one_of, seeded
 from .data.images import Images
+from .data.records import Room, Saved
 from .training import distributed as processes
 from .training.callbacks import read_log
-from .training.checkpoint import kept, read_tensors, unflatten
+from .training.checkpoint import fill, finite, kept, read_tensors, unflatten
 from .training.distributed import init_distributed, load_once, rank
 from .training.trainer import check_budget
 from .latents.priors import prior, sample
@@ -116,9 +117,9 @@ def load_run(
     if which == 'best' and not weights.exists():
         raise ValueError(f'{folder} has no {weights.name}; train with --track effnet-lite0 to keep it')
     r = from_plain(info['recipe'])
-    tensors, meta = read_tensors(weights)
-    nets = _filled(r.offline().networks(seed=0), tensors)
-    return Run(folder, info | dict(step=int(meta['step'])), r, nets)
+    tensors, meta = read_tensors(weights, Saved)
+    with Room(2**29 + 32*weights.stat().st_size): nets = r.offline().networks(seed=0)
+    return Run(folder, info | dict(step=meta['step']), r, _filled(nets, tensors, weights))
 
 def _kept_at(folder:Path, step:int|None) -> Path|None: # the file of that step
     if step is None: return None
@@ -127,11 +128,12 @@ def _kept_at(folder:Path, step:int|None) -> Path|None: # the file of that step
     there = f"there are {', '.join(map(str, steps))}" if steps else 'train with --keep-every'
     raise ValueError(f'{folder} kept no checkpoint of step {step}; {there}')
 
-def _filled(nets:dict, tensors:dict) -> dict: # those that were saved, with their weights
+def _filled(nets:dict, tensors:dict, path:Path) -> dict: # those that were saved, with their weights
     "A moving average takes the place of its network; what was published has no D."
     saved = {k: unflatten(tensors, f'{k}_ema') or unflatten(tensors, k) for k in nets}
     nets = {k: m.eval() for k, m in nets.items() if saved[k]}
-    for k, m in nets.items(): m.load_state_dict(saved[k])
+    for k, m in nets.items(): fill(m, saved[k], path, k)
+    if not finite(nets): raise ValueError(f'{path} holds NaN or infinity; train it anew')
     return nets
 
 # %% ../nbs/15a2_runs.ipynb #c026

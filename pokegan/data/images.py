@@ -6,7 +6,7 @@
 __all__ = ['to_float', 'to_uint8', 'grid', 'to_image', 'show_grid', 'show_small', 'Images', 'save', 'open_images', 'load_images', 'audit', 'class_numbers']
 
 # %% ../../nbs/02e_data.ipynb #c006
-import io, json, os, shutil, tempfile
+import io, os, shutil, tempfile
 from collections import Counter
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -21,6 +21,7 @@ from .cleaning import colour, FITS, Report
 from .download import source_help, SOURCES
 from .files import choose, read_csv, some_of, write_csv
 from .prepare import fingerprint, prepare, Prepared
+from .records import PreparedInfo, read_record, to_json
 
 # %% ../../nbs/02e_data.ipynb #c008
 def to_float(
@@ -145,7 +146,7 @@ def _write_prepared(im, to):
     write_csv({'file': files, **im.labels}, to/'labels.csv')
     im.report.to_csv(to/'report.csv')
     about = dict(schema=1, n=len(im), size=im.size, source=im.source, fingerprint=im.fingerprint)
-    (to/'prepared.json').write_text(json.dumps(about, indent=1), encoding='utf-8')
+    (to/'prepared.json').write_text(to_json(about, PreparedInfo), encoding='utf-8')
     for f in to.iterdir():
         with open(f, 'rb+') as g: os.fsync(g.fileno())
 
@@ -181,7 +182,7 @@ def open_images(
     "Reopen what `save` wrote. Raises ValueError when files are missing or do not fit together."
     path = Path(path)
     try:
-        about = json.loads((path/'prepared.json').read_text(encoding='utf-8'))
+        about = read_record(path/'prepared.json', PreparedInfo, 'make it again')
         x = np.load(path/'x.npy', mmap_mode='c')   # c: writing to it would not reach the file
         labels, report = read_csv(path/'labels.csv'), Report.from_csv(path/'report.csv')
         files = [str(f) for f in labels.pop('file')]

@@ -7,7 +7,7 @@ __all__ = ['STEMS', 'ENCODER_RECIPES', 'resnet', 'sprite_stem', 'imagenet_stem',
            'encoder_sets', 'ExamCB', 'encoder_trainer', 'train_encoder', 'load_encoder', 'named_features']
 
 # %% ../../nbs/11b_encoder.ipynb #c003
-import hashlib, json, socket
+import hashlib, socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,16 +16,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..core import one_of, pick_device, replacing
+from ..core import one_of, pick_device
 from ..data.images import Images, to_float
+from ..data.records import RunInfo
 from ..training.augment import saturation, translate
-from ..training.checkpoint import read_tensors, unflatten
+from ..training.checkpoint import fill, read_tensors, unflatten, write_info
 from ..training.schedules import cosine, ScheduleCB
 from ..training.trainer import adam, Callback, check_budget, Trainer
 from ..metrics.features import Extractor, extractor
 from .classifier import accuracy, AccuracyCB, classifier_phases, rows_together
 from .classifier import split_rows, subset, TASKS, three_sets, turned
-from .recipe import fit_run, from_plain, make_trainer, Recipe
+from .recipe import fit_run, from_plain, make_trainer, read_info, Recipe
 
 # %% ../../nbs/11b_encoder.ipynb #c007
 def resnet(
@@ -167,10 +168,9 @@ class ExamCB(Callback):
     def after_fit(self, t):
         if t.rank: return
         with t.autocast(): found = accuracy(self.E, self.images)
-        info = json.loads(self.path.read_text(encoding='utf-8'))
+        info = read_info(self.path.parent)
         info['test'] = {k: round(v, 5) for k, v in found.items()}
-        text = json.dumps(info, indent=1)
-        with replacing(self.path) as p: p.write_text(text, encoding='utf-8')
+        write_info(self.path.parent, info, RunInfo)
 
 # %% ../../nbs/11b_encoder.ipynb #c022d
 def _sets(self:EncoderRecipe, images:Images, seed:int=0) -> tuple:
@@ -251,14 +251,14 @@ def load_encoder(
 ) -> Encoder: # on the CPU, in eval mode, frozen; `names` are its classes
     "The encoder of a run folder. Raises ValueError where there is none."
     folder = Path(folder)
-    try: info = json.loads((folder/'run.json').read_text(encoding='utf-8'))
-    except (OSError, json.JSONDecodeError):
-        raise ValueError(f'{folder} is not a run folder of an encoder '
-                         '(no run.json that can be read)') from None
-    if 'names' not in info: raise ValueError(f'{folder} holds a run of another family; an encoder '
-                                             'is trained with a recipe such as encoder-species')
-    E = from_plain(info['recipe']).offline().networks(seed=0)['E']
-    E.load_state_dict(unflatten(read_tensors(folder/'last.safetensors')[0], 'E'))
+    info, weights = read_info(folder), folder/'last.safetensors'
+    r = from_plain(info['recipe'])
+    if not isinstance(r, EncoderRecipe) or not info.get('names'):
+        raise ValueError(f'{folder} holds a run of another family; an encoder '
+                         'is trained with a recipe such as encoder-species')
+    saved = unflatten(read_tensors(weights)[0], 'E')
+    E = r.offline().networks(seed=0)['E']
+    fill(E, saved, weights, 'E')
     E.names = tuple(info['names'])
     return E.requires_grad_(False).eval()
 
@@ -276,7 +276,7 @@ def named_features(
     "Features to measure with. ValueError on a wrong name or folder, ImportError where an extra is missing."
     folder = Path(name) if isinstance(name, (str, Path)) else None
     if folder is None or not (folder/'run.json').exists(): return extractor(name, device)
-    E, info = load_encoder(folder), json.loads((folder/'run.json').read_text(encoding='utf-8'))
+    E, info = load_encoder(folder), read_info(folder)
     if info['recipe'].get('faithful'):
         raise ValueError(f'{folder} cannot judge: trained with faithful=yes, it answers by the batch')
     name, size = info['recipe']['name'], info['data']['size']

@@ -7,7 +7,6 @@ __all__ = ['POKEGAN2_RECIPES', 'MultiScaleDiscriminator', 'gp_scales', 'msg_phas
            'PokeGAN2Recipe', 'train_pokegan2']
 
 # %% ../../nbs/12b_multiscale.ipynb #c003
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import nn, Tensor
 
-from ..core import one_of, replacing
-from ..training.checkpoint import read_tensors, unflatten
+from ..core import one_of
+from ..data.records import RunInfo
+from ..training.checkpoint import fill, read_tensors, unflatten, write_info
 from ..training.losses import clip_weights, PAIRED, PAIRS, PENALTIES
 from ..training.trainer import gan_phases, logit_stats, optimiser, Phase, REDRAW
 from .dcgan import conv_discriminator, down, init_dcgan, n_doublings
@@ -115,8 +115,8 @@ def start_from(
     tensors, _ = read_tensors(Path(folder)/'last.safetensors')
     for name in set(names) & set(nets):
         saved = unflatten(tensors, f'{name}_ema') or unflatten(tensors, name)
-        try: nets[name].load_state_dict(saved)
-        except RuntimeError:
+        try: fill(nets[name], saved, folder, name)
+        except ValueError:
             raise ValueError(f'{folder} holds another {name}; pre-train with the same size, nz, ngf, '
                              'norm and components') from None
 
@@ -234,7 +234,7 @@ def _write_plan(r:Recipe, images, folder:Path, budget:dict, how:dict):
     data, seed = how.get('data') or describe(images), how.get('seed', 0)
     plan = dict(recipe=to_plain(r), data=data, budget=budget, seed=seed)
     info = dict(schema=1, **plan, step=0, images=0, seconds=0., stopped='', notes=[])
-    with replacing(folder/'run.json') as p: p.write_text(json.dumps(info, indent=1), encoding='utf-8')
+    write_info(folder, info, RunInfo)
 
 PokeGAN2Recipe.steps_before, PokeGAN2Recipe.fit = _steps_before, train_pokegan2
 

@@ -213,24 +213,24 @@ class PictureCB(Callback):
 
 # %% ../../nbs/06a_callbacks.ipynb #c031
 class ProgressCB(Callback):
-    "A bar with images per second and the time left."
+    "A bar with images per second, the time left, and how many steps that will buy."
     def __init__(self, seconds:float=.5, file=None): self.seconds, self.file = seconds, file
 
     def before_fit(self, t):
         self.bar = tqdm(total=100, bar_format='{desc} {percentage:3.0f}%|{bar:24}| {postfix}',
                         file=self.file, disable=t.rank > 0)
-        self.first, self.at = (t.progress(), t.seconds, t.images_seen), t.seconds
+        self.first, self.at = (t.progress(), t.seconds, t.images_seen, t.step), t.seconds
 
     def after_step(self, t):
         if t.seconds - self.at >= self.seconds: self.show(t)
 
     def show(self, t):
-        now, self.at = (t.progress(), t.seconds, t.images_seen), t.seconds
-        share, seconds, images = (b-a for a, b in zip(self.first, now))
-        left = max(0, 1-t.progress())*seconds/max(share, 1e-9)
+        now, self.at = (t.progress(), t.seconds, t.images_seen, t.step), t.seconds
+        share, seconds, images, steps = (b-a for a, b in zip(self.first, now))
+        ahead = max(0, 1-t.progress())/max(share, 1e-9) # as many times what is behind us
         self.bar.n = min(100, 100*t.progress())
-        self.bar.set_description_str(f'step {t.step}', refresh=False)
-        self.bar.set_postfix_str(f'{images/(seconds or 1):.0f} images/s, {left/60:.1f} min left')
+        self.bar.set_description_str(f'step {t.step} of {t.step + steps*ahead:.0f}', refresh=False)
+        self.bar.set_postfix_str(f'{images/(seconds or 1):.0f} images/s, {seconds*ahead/60:.1f} min left')
 
     def after_fit(self, t):
         self.show(t)
