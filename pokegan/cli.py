@@ -17,6 +17,7 @@ from typing import Annotated
 
 import typer
 import pokegan
+from .core import printable
 from .data.download import source_help
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -79,13 +80,15 @@ def one_line(e:Exception) -> str: # what a user is told of a mistake
     if isinstance(e, ClickException): said = e.format_message()
     elif getattr(e, 'filename', None): said = f'{e.filename}: {e.strerror}'
     else: said = getattr(e, 'strerror', None) or str(e)
-    return ' '.join(said.split())
+    return printable(' '.join(said.split()))
 
 def main(
     args:list|None=None # words of the command; default sys.argv
 ): # returns after success; exits 2 after a user's mistake, 130 when interrupted
     "The `pokegan` command: a mistake prints one line, no traceback; without words it prints help."
     words = (sys.argv[1:] if args is None else args) or ['--help']
+    for s in (sys.stdout, sys.stderr): # a name that this terminal cannot show is no reason to stop
+        if hasattr(s, 'reconfigure'): s.reconfigure(errors='backslashreplace')
     try: code = app(args=words, prog_name='pokegan', standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort): code = 130
     except (ValueError, OSError, ImportError, ClickException) as e:

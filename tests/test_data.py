@@ -533,3 +533,107 @@ def test_sixteen_thousand_sprites_in_a_minute_and_a_gibibyte():
     seconds = time.time() - t
     assert n > 14_000 and species == 809, (n, species, kib, seconds)
     assert seconds < 60 and kib < 1 << 20, (n, species, kib, seconds)
+
+
+# ---- files that lie ----
+
+def broken_archives(root, files):
+    "By name: a copy of each archive that was cut, or has other bytes where it matters."
+    z, t, gz = (p.read_bytes() for p in archives(root, files))
+    def bent(b, at, n=20): return b[:at] + bytes(255 - v for v in b[at:at+n]) + b[at+n:]
+    cuts = {'cut.tar': t[:len(t)//2], 'cut at a header.tar': t[:t.index(b'c.png')],
+            'cut.tar.gz': gz[:len(gz)//2], 'bent.tar.gz': bent(gz, len(gz)//2),
+            'header.tar': bent(t, t.index(b'c.png')),
+            'directory.zip': bent(z, z.index(b'PK\1\2'), 4), 'cut.zip': z[:len(z)//2]}
+    import bz2, lzma
+    for ext, pack in (('xz', lzma.compress), ('bz2', bz2.compress)):
+        small = pack(t)
+        cuts |= {f'cut.tar.{ext}': small[:len(small)//2], f'bent.tar.{ext}': bent(small, len(small)//2)}
+    return {name: (root.parent/name, b) for name, b in cuts.items()}
+
+
+@pytest.mark.parametrize('name', ['cut.tar', 'cut at a header.tar', 'cut.tar.gz', 'header.tar', 'bent.tar.gz',
+    'directory.zip', 'cut.zip', 'cut.tar.xz', 'bent.tar.xz', 'cut.tar.bz2', 'bent.tar.bz2'])
+def test_a_damaged_archive_is_refused_in_a_line_and_loses_nothing_silently(tmp_path, name):
+    "tarfile stops at what it cannot read as if that were the end."
+    files = {f'{c}.png': data(picture(i)) for i, c in enumerate('abcdef')}
+    path, content = broken_archives(tmp_path/'a', files)[name]
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match='damaged, or was cut off|cut off while copying') as e: [*walk(path)]
+    assert '\n' not in str(e.value)
+
+
+def test_the_runs_in_a_folder_of_pictures_are_no_pictures(tmp_path):
+    "Training with --data . puts its grids beside the pictures."
+    files = {f'{i}.png': data(picture(i)) for i in range(3)}
+    grids = {'runs/a-1/run.json': b'{}', 'runs/a-1/samples/0000001.png': data(picture(9)),
+             'runs/a-1/progress.gif': data(picture(8), 'GIF')}
+    im = load_images(folder(tmp_path, files | grids), 32)
+    assert im.files == ['0.png', '1.png', '2.png']
+    assert [r.reason for r in im.report.rows if r.file == 'runs/a-1/'] == \
+        ['a run of pokegan: not pictures to learn from']
+    assert len(load_images(tmp_path/'runs/a-1', 32)) == 2, 'who names a run itself gets its pictures'
+
+
+def prepared(at, n=12, size=16): return load_images(f'creatures:{n}', size).save(at)
+
+
+def test_changed_pixels_are_not_those_of_their_fingerprint(tmp_path):
+    at = prepared(tmp_path/'p')
+    x = np.load(at/'x.npy')
+    x[3, 0, 5, 5] ^= 1
+    np.save(at/'x.npy', x)
+    with pytest.raises(ValueError, match='pixels were changed'): Images.open(at)
+    from pokegan.data.images import open_images
+    whole = load_images('creatures:12', 16).fingerprint
+    assert open_images(at, memory=0).fingerprint != whole, 'a mapped set is asked when it is used'
+
+
+def other_arrays(x):
+    "By name: what stands in x.npy instead."
+    def saved(v, **kw):
+        b = io.BytesIO()
+        np.save(b, v, **kw)
+        return b.getvalue()
+    good, many = saved(x), io.BytesIO()
+    np.savez(many, x=x)
+    return dict(npz=many.getvalue(), empty=b'', cut=good[:3000], header=good[:10] + b'\xff'*118 + good[128:],
+                longer=good + b'x', floats=saved(x.astype(np.float32)), wide=saved(x.astype('>i2')),
+                columns=saved(np.asfortranarray(x)), fewer=saved(x[:5]), none=saved(x[:0]),
+                objects=saved(np.array([{}], dtype=object), allow_pickle=True))
+
+
+@pytest.mark.parametrize('name', 'npz empty cut header longer floats wide columns fewer none objects'.split())
+@pytest.mark.parametrize('memory', [0, 1 << 28], ids=['mapped', 'read'])
+def test_another_array_is_no_prepared_set(tmp_path, name, memory):
+    from pokegan.data.images import open_images
+    at = prepared(tmp_path/'p')
+    (at/'x.npy').write_bytes(other_arrays(np.load(at/'x.npy'))[name])
+    with pytest.raises(ValueError, match='no complete prepared set') as e: open_images(at, memory)
+    assert '\n' not in str(e.value)
+
+
+def test_a_set_that_is_cut_while_it_is_mapped_gets_a_line(tmp_path):
+    "Without a look at the file the system ends the process (SIGBUS)."
+    from pokegan.data.images import open_images
+    at = prepared(tmp_path/'p')
+    im = open_images(at, memory=0)
+    assert im.batch(torch.arange(3)).shape == (3, 3, 16, 16)
+    os.truncate(at/'x.npy', 500)
+    with pytest.raises(ValueError, match='cut while it was in use'): im.batch(torch.arange(3))
+
+
+def test_a_report_is_shown_escaped_and_its_table_is_no_formula(tmp_path):
+    names = ['=cmd|calc.png', '-rf.png', '\x1b[2Jred.png', 'a\nb.png', '\u202egnp.exe', "'q.png", 'é.png']
+    im = load_images(folder(tmp_path/'in', {n: data(picture(i)) for i, n in enumerate(names)}), 32)
+    assert sorted(im.files) == sorted(n for n in names if n.endswith('png'))
+    r = Report()
+    for n in names: r.add(n, 'skip', f'kind {n!r}')
+    assert all(c.isprintable() or c == '\n' for c in str(r)) and '\\u202e' in str(r)
+    r.to_csv(tmp_path/'r.csv')
+    lines = (tmp_path/'r.csv').read_text(encoding='utf-8').splitlines()
+    cells = [line.split(',')[0].strip('"') for line in lines]
+    assert not [c for c in cells if c[:1] in ('=', '-', '+', '@')]
+    assert [row.file for row in Report.from_csv(tmp_path/'r.csv').rows] == names
+    (tmp_path/'r.csv').write_text('a,b\n1,2\n', encoding='utf-8')
+    with pytest.raises(ValueError, match='is no report'): Report.from_csv(tmp_path/'r.csv')

@@ -13,6 +13,7 @@ from pokegan.training.trainer import Callback
 from pokegan.metrics.coverage import labelled_creatures
 from pokegan.models.classifier import rows_together
 from pokegan.models.recipe import to_plain
+from pokegan.runs import pretrained
 from pokegan.models.encoder import (
     embeddings, Encoder, ENCODER_RECIPES, encoder_sets, EncoderRecipe, load_encoder, resnet,
     STEMS, train_encoder)
@@ -194,7 +195,8 @@ def test_run_folder_and_what_is_loaded_from_it(creatures, tmp_path):
 def test_what_is_no_encoder_is_not_loaded(tmp_path):
     with pytest.raises(ValueError, match='not a run folder'): load_encoder(tmp_path)
     (tmp_path/'run.json').write_text('{"recipe": {}}', encoding='utf-8')
-    with pytest.raises(ValueError, match='another family'): load_encoder(tmp_path)
+    with pytest.raises(ValueError, match='not what it should be'): load_encoder(tmp_path)
+    with pytest.raises(ValueError, match='another family'): load_encoder(pretrained()['creatures-dcgan'])
 
 
 def test_rotation_reads_no_labels_and_examines_all_four_directions(creatures):
@@ -255,7 +257,9 @@ def test_resume_names_the_extra_before_it_loads_anything(tmp_path, monkeypatch):
     from pokegan import runs
     from pokegan.models import recipe
     plain = to_plain(ENCODER_RECIPES[0])
-    info = dict(schema=1, recipe=plain, budget=dict(steps=1), data=dict(source='nothing/here'))
+    data = dict(source='nothing/here', size=64, n=10, fingerprint='0')
+    facts = dict(schema=1, step=1, images=1, seconds=1., seed=0, notes=[], stopped='')
+    info = dict(recipe=plain, budget=dict(steps=1), data=data, **facts)
     (tmp_path/'run.json').write_text(json.dumps(info), encoding='utf-8')
     monkeypatch.setattr(recipe, 'find_spec', lambda name: None)
     with pytest.raises(ImportError, match='pip install'): runs.resume(tmp_path, device='cpu')

@@ -51,9 +51,11 @@ def test_a_run_json_that_is_no_object_gets_a_line(spoiled, text):
 
 
 WRONG = {
-    'schema': [0, 2, '1', None], 'step': [-1, 1.5, '3', None, [1]], 'images': ['x', -1], 'seconds': ['x', -1, None],
+    'schema': [0, 2, '1', None], 'step': [-1, 1.5, '3', None, [1]],
+    'images': ['x', -1], 'seconds': ['x', -1, None],
     'notes': ['abc', None, [1]], 'versions': [[1], 'x', {'pokegan': 1}], 'recipe': [[1], 'dcgan', None],
-    'data': [None, [], {}, {'source': 1}], 'budget': [None, 'x', {'steps': 'x'}, {'save_every': 'x'}, {'minutes': -1}],
+    'data': [None, [], {}, {'source': 1}],
+    'budget': [None, 'x', {'steps': 'x'}, {'save_every': 'x'}, {'minutes': -1}],
     'seed': ['x', 10**30, 1.5, None], 'stopped': [[], 1], 'names': ['x', [None]]}
 
 
@@ -65,7 +67,7 @@ def test_a_value_of_another_kind_gets_a_line_that_names_it(spoiled, run, key):
         assert f' at {key}' in text or 'out of range' in text, (v, text)
 
 
-@pytest.mark.parametrize('key', ['recipe', 'data', 'budget', 'seed', 'step', 'images', 'seconds', 'notes', 'stopped'])
+@pytest.mark.parametrize('key', 'recipe data budget seed step images seconds notes stopped'.split())
 def test_a_missing_value_gets_a_line_from_every_reader(spoiled, run, tmp_path, key):
     folder = spoiled(info={k: v for k, v in run.info.items() if k != key})
     for read in (load_run, resume, lambda f: publish(f, tmp_path/'out')):
@@ -74,7 +76,8 @@ def test_a_missing_value_gets_a_line_from_every_reader(spoiled, run, tmp_path, k
     assert not (tmp_path/'out').exists()
 
 
-@pytest.mark.parametrize('field, v', [('family', []), ('family', {}), ('size', 10**9), ('ngf', 10**30), ('nz', 10**12),
+@pytest.mark.parametrize('field, v', [
+    ('family', []), ('family', {}), ('size', 10**9), ('ngf', 10**30), ('nz', 10**12),
     ('nz', -5), ('nz', 6.5), ('batch', 10**12), ('betas', 'ab'), ('betas', None), ('betas', {'a': 1}),
     ('betas', ['a', 'b']), ('ema', -1), ('evil', 1), ('name', None)])
 def test_a_recipe_that_cannot_be_gets_a_line(spoiled, run, field, v):
@@ -106,6 +109,7 @@ def bad_weights(run):
     good = load((run.folder/'last.safetensors').read_bytes())
     def with_step(step): return save(good, dict(step=step))
     def changed(f): return save({k: f(v).contiguous() for k, v in good.items()}, dict(step='3'))
+    large = dict(dtype='F32', shape=[10**12], data_offsets=[0, 8])
     def floats(f): return changed(lambda v: f(v) if v.is_floating_point() else v)
     return dict(
         empty=(b'', 'whole'), short=(b'\x01', 'whole'), text=(b'hello'*100, 'whole'),
@@ -118,12 +122,11 @@ def bad_weights(run):
         shapes=(changed(lambda v: v[:1] if v.ndim else v), 'another'),
         whole_numbers=(floats(lambda v: v.to(torch.int8)), 'another'),
         nan=(floats(lambda v: v*float('nan')), 'NaN or infinity'),
-        lie=(header({'__metadata__': {'step': '1'}, 'G.a': dict(dtype='F32', shape=[10**12], data_offsets=[0, 8])},
-                    bytes(8)), 'whole'))
+        lie=(header({'__metadata__': {'step': '1'}, 'G.a': large}, bytes(8)), 'whole'))
 
 
-BAD_WEIGHTS = ['empty', 'short', 'text', 'long', 'deep', 'cut', 'no_step', 'step_list', 'step_nan', 'step_word',
-               'step_negative', 'step_deep', 'no_json', 'others', 'shapes', 'whole_numbers', 'nan', 'lie']
+BAD_WEIGHTS = ('empty short text long deep cut no_step step_list step_nan step_word step_negative step_deep '
+               'no_json others shapes whole_numbers nan lie').split()
 
 
 @pytest.mark.parametrize('name', BAD_WEIGHTS)
@@ -144,7 +147,8 @@ def test_a_state_without_its_optimiser_gets_a_line(spoiled, run):
     state = load((folder/'state.safetensors').read_bytes())
     meta = dict(step='3', seconds='1.0', seed='0', notes='[]')
     (folder/'state.safetensors').write_bytes(save(state, meta | dict(groups='{"D": [], "G": []}')))
-    with pytest.raises(ValueError, match='no state of the optimiser of [DG]') as e: resume(folder, steps=4, **HOW)
+    with pytest.raises(ValueError, match='no state of the optimiser of [DG]') as e:
+        resume(folder, steps=4, **HOW)
     line(e)
     (folder/'state.safetensors').write_bytes(save(state, meta))
     with pytest.raises(ValueError, match='missing required field groups'): resume(folder, steps=4, **HOW)
@@ -161,7 +165,8 @@ def test_a_record_of_ours_is_refused_before_it_is_written():
 
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-                    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(), v, max_size=3), max_leaves=8)
+                    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(), v, max_size=3),
+                    max_leaves=8)
 
 
 @settings(max_examples=300, deadline=None)
@@ -173,8 +178,7 @@ def test_any_text_is_a_value_or_one_line(text):
 
 
 @settings(max_examples=200, deadline=None)
-@given(key=st.sampled_from(['schema', 'recipe', 'data', 'budget', 'seed', 'step', 'images', 'seconds', 'notes']),
-       v=JSON)
+@given(key=st.sampled_from('schema recipe data budget seed step images seconds notes'.split()), v=JSON)
 def test_any_value_in_a_record_is_taken_or_gets_one_line(tmp_path_factory, run, key, v):
     folder = tmp_path_factory.mktemp('any')
     (folder/'run.json').write_text(json.dumps(run.info | {key: v}), encoding='utf-8')
@@ -184,4 +188,5 @@ def test_any_value_in_a_record_is_taken_or_gets_one_line(tmp_path_factory, run, 
 
 def test_a_record_has_a_longest(tmp_path):
     (tmp_path/'run.json').write_bytes(b' '*(17 << 20))
-    with pytest.raises(ValueError, match='longer than 16 MB'): read_record(tmp_path/'run.json', RunInfo, 'train anew')
+    with pytest.raises(ValueError, match='longer than 16 MB'):
+        read_record(tmp_path/'run.json', RunInfo, 'train anew')

@@ -15,7 +15,8 @@ SETTINGS.read(ROOT/'settings.ini', encoding='utf-8')
 S = SETTINGS['DEFAULT']
 WIDTH, WIDE, WIDE_SHARE = 110, 100, .02  # columns; only this share of a lesson's lines is wider than WIDE
 EXPORTED, EXPORTED_CELL = 200, 40        # logical lines that a lesson exports, and one cell of it
-ALLOW = {'02e_data': 210,                # one store for every picture
+ALLOW = {'02a_cleaning': 205,            # one picture of any kind, and the report of all
+         '02e_data': 214,                # one store for every picture
          '01a_shapes': 360,              # drawing by formulas: one file of arithmetic,
          '01c_bodies': 460,              # and eight body plans with four builds each
          '05_training': 280}             # the trainer, to be read on one page, and its two games

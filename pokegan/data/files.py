@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Callable
 
 from .cleaning import MAX_BYTES
+from .download import BROKEN
 
 # %% ../../nbs/02c_gather.ipynb #c008
 @dataclass
@@ -21,6 +22,7 @@ class Found:
     name: str            # path inside the set, with forward slashes
     read: Callable = None # () -> bytes; None when `reason` says why
     reason: str = ''
+    size: int = 0        # bytes, as far as it is known
 
 # %% ../../nbs/02c_gather.ipynb #c009
 _OS = {errno.ELOOP: 'symbolic-link loop', errno.ENOENT: 'dangling link',
@@ -41,7 +43,7 @@ def _look(path, name):
         if not stat.S_ISREG(s.st_mode): return Found(name, reason='not a regular file')
     except OSError as e: return Found(name, reason=why(e))
     if reason := _too_big(s.st_size): return Found(name, reason=reason)
-    return Found(name, path.read_bytes)
+    return Found(name, path.read_bytes, size=s.st_size)
 
 # %% ../../nbs/02c_gather.ipynb #c012
 def walk_folder(
@@ -53,6 +55,10 @@ def walk_folder(
     for folder, dirs, names in os.walk(root, onerror=problems.append):
         dirs.sort()
         at = Path(folder)
+        if 'run.json' in names and at != root:
+            dirs.clear()
+            yield Found(name_of(at) + '/', reason='a run of pokegan: not pictures to learn from')
+            continue
         for name in sorted(names): yield _look(at/name, name_of(at/name))
         links = [d for d in dirs if (at/d).is_symlink()]
         for d in links: yield Found(name_of(at/d), reason='link to a folder: not followed')
@@ -68,7 +74,7 @@ def _walk_zip(path): # yields Found, without unpacking anything
         if stat.S_ISLNK(i.external_attr >> 16): yield Found(name, reason='link inside an archive')
         elif i.flag_bits & 1: yield Found(name, reason='encrypted')
         elif reason := _too_big(i.file_size): yield Found(name, reason=reason)
-        else: yield Found(name, partial(z.read, i))
+        else: yield Found(name, partial(z.read, i), size=i.file_size)
 
 # %% ../../nbs/02c_gather.ipynb #c017
 def _link_reason(name, links, files):
@@ -90,7 +96,11 @@ def _target(m): # the place that a link of a tar names, inside the archive
 # %% ../../nbs/02c_gather.ipynb #c020
 def _walk_tar(path): # yields Found, in the order of the archive
     "Every file of a tar archive, plain or compressed, read in place and in one go."
-    with tarfile.open(path) as t: members = t.getmembers()
+    with tarfile.open(path) as t:
+        members = t.getmembers()
+        t.fileobj.seek(t.offset) # tarfile stops at a header that it cannot read, and says nothing
+        if t.fileobj.read(512) != bytes(512): raise tarfile.ReadError('no end of the archive')
+        t.fileobj.read(1 << 20) # to the end, where the checksum of a compressed one stands
     files = {m.name for m in members if m.isreg()}
     links = {m.name: _target(m) for m in members if m.islnk() or m.issym()}
     with tarfile.open(path) as t:
@@ -102,6 +112,11 @@ def _walk_tar(path): # yields Found, in the order of the archive
             else: yield Found(m.name, partial(bytes, t.extractfile(m).read()))
 
 # %% ../../nbs/02c_gather.ipynb #c021
+def _unless_broken(path, found): # Found of an archive
+    try: yield from found
+    except BROKEN:
+        raise ValueError(f'{path} is damaged, or was cut off while copying; fetch it again') from None
+
 def walk(
     path, # a folder, a .zip, or a .tar of any compression
 ): # yields Found
@@ -110,8 +125,8 @@ def walk(
     if not path.exists():
         raise ValueError(f'{path} does not exist; give a folder, a .zip or a .tar of pictures')
     if path.is_dir(): return walk_folder(path)
-    if zipfile.is_zipfile(path): return _walk_zip(path)
-    if tarfile.is_tarfile(path): return _walk_tar(path)
+    if zipfile.is_zipfile(path): return _unless_broken(path, _walk_zip(path))
+    if tarfile.is_tarfile(path): return _unless_broken(path, _walk_tar(path))
     raise ValueError(f'{path} is no folder and no complete .zip or .tar '
                      '(cut off while copying?); give one of the three')
 

@@ -11,6 +11,7 @@ from collections import Counter
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from .cleaning import colour, FITS, Report
 from .download import source_help, SOURCES
 from .files import choose, read_csv, some_of, write_csv
 from .prepare import fingerprint, prepare, Prepared
-from .records import PreparedInfo, read_record, to_json
+from .records import PreparedInfo, read_pixels, read_record, to_json
 
 # %% ../../nbs/02e_data.ipynb #c008
 def to_float(
@@ -111,6 +112,7 @@ class Images:
     report: Report = field(default_factory=Report)
     source: str = ''                             # what load_images was asked for
     files: list = field(default_factory=list)    # n names, or empty
+    file: BufferedReader|None = field(default=None, repr=False, compare=False) # that x is mapped from
 
     def __len__(self): return len(self.x)
     @property
@@ -122,7 +124,9 @@ class Images:
                 f'labels: {some_of(self.labels, 4)}, fingerprint {self.fingerprint})')
 
     def batch(self, idx, device='cpu'): # LongTensor (b,) -> uint8 (b,3,h,w) on device
-        "Some pictures by number."
+        "Some pictures by number. ValueError where the file they are mapped from was cut meanwhile."
+        if self.file and os.fstat(self.file.fileno()).st_size < self.x.numel():
+            raise ValueError(f'{self.file.name} was cut while it was in use; prepare the set again')
         return self.x[idx.to(self.x.device, non_blocking=True)].to(device, non_blocking=True)
 
     def to(self, device): # the same set, its pixels on device
@@ -178,18 +182,20 @@ def save(
 # %% ../../nbs/02e_data.ipynb #c025
 def open_images(
     path, # a prepared folder
-) -> Images: # pixels mapped from the file: no time, no memory until they are used
+    memory:int=256 << 20, # bytes of pixels above which they are mapped from the file
+) -> Images:
     "Reopen what `save` wrote. Raises ValueError when files are missing or do not fit together."
     path = Path(path)
     try:
         about = read_record(path/'prepared.json', PreparedInfo, 'make it again')
-        x = np.load(path/'x.npy', mmap_mode='c')   # c: writing to it would not reach the file
+        n, size = about['n'], about['size']
+        x = read_pixels(path/'x.npy', (n, 3, size, size), memory)
         labels, report = read_csv(path/'labels.csv'), Report.from_csv(path/'report.csv')
         files = [str(f) for f in labels.pop('file')]
-        n, size = about['n'], about['size']
-        if x.shape != (n, 3, size, size) or len(files) != n: raise ValueError('sizes differ')
+        if len(files) != n: raise ValueError('labels.csv has another length')
         im = Images(torch.from_numpy(x), labels, report, about['source'], files)
-        im.fingerprint = about['fingerprint']
+        if isinstance(x, np.memmap): im.file = open(path/'x.npy', 'rb')
+        elif im.fingerprint != about['fingerprint']: raise ValueError('its pixels were changed')
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ValueError(f'{path} is no complete prepared set ({e}); make it again') from None
     return im
@@ -216,13 +222,13 @@ def _find(name, own, **how): # -> a path, or a finished set
     return path
 
 # %% ../../nbs/02e_data.ipynb #c031
-def _finished(found): # -> Images, or None for files that must be cleaned first
+def _finished(found, memory): # -> Images, or None for files that must be cleaned first
     if isinstance(found, Images): return copy(found)
     if isinstance(found, Prepared):
         im = Images(torch.from_numpy(found.x), found.labels, found.report, files=found.files)
         im.fingerprint = found.fingerprint
         return im
-    if (Path(found)/'prepared.json').exists(): return open_images(found)
+    if (Path(found)/'prepared.json').exists(): return open_images(found, memory)
 
 def _as_asked(im, name, labels, where):
     "A finished set with the labels and pictures that were asked for."
@@ -253,11 +259,11 @@ def load_images(
     how = dict(size=size, background=colour(background), memory=memory, progress=progress)
     name = str(source)
     found = _find(name, own, seed=seed, **how)
-    im = _finished(found)
+    im = _finished(found, memory)
     if im is not None: im = _as_asked(im, name, labels, where)
     else:
         how |= dict(fit=fit, labels=labels, near=near, exact=exact, where=where)
-        im = _finished(prepare(found, **how))
+        im = _finished(prepare(found, **how), memory)
     if im.size != size:
         raise ValueError(f'{name} was prepared at {im.size} px; '
                          f'ask for size={im.size}, or prepare it again at {size}')

@@ -9,9 +9,11 @@ __all__ = ['fingerprint', 'cleaned', 'Prepared', 'prepare', 'laid_on', 'prepare_
 import json, mmap, tempfile, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from tqdm import tqdm
@@ -64,9 +66,13 @@ class _Shelf:
         return self.x[:len(numbers)]
 
 # %% ../../nbs/02d_prepare.ipynb #c015
+_one_large = Lock() # two of 250 MB at once would fill a gigabyte
+
 def _one(f, how):
     "One file: (name, Clean), or (name, reason)."
-    try: return f.name, f.reason or name_reason(f.name) or clean(f.read(), **how)
+    try:
+        with _one_large if f.size > 32 << 20 else nullcontext():
+            return f.name, f.reason or name_reason(f.name) or clean(f.read(), **how)
     except Skip as e: return f.name, str(e)
     except OSError as e: return f.name, why(e)
     except Exception as e: return f.name, f'corrupt in the archive: {e}'   # a wrong checksum, say

@@ -202,13 +202,14 @@ def load_once(
 ) -> Images:
     "`load_images` in process 0; the others map its result from a file that is gone when all have opened it."
     prepared = (Path(str(source))/'prepared.json').exists()
+    if prepared and world_size() > 1: how['memory'] = 0 # all of them map the same file
     if world_size() == 1 or prepared: return load_images(source, size, **how)
     mine = []
     def prepare():
         mine.append(load_images(source, size, **how))
         return mine[0].save(Path(tempfile.mkdtemp())/'images')
     folder = broadcast_object(prepare)
-    images = mine[0] if mine else open_images(folder)
+    images = mine[0] if mine else open_images(folder, memory=0)
     with company(): dist.barrier()
     if mine: shutil.rmtree(folder.parent, ignore_errors=True)
     return images
