@@ -225,3 +225,35 @@ def test_the_recipe_of_types_differs_from_its_base_in_what_it_says():
     same = {f for f in base.__dataclass_fields__ if getattr(base, f) == getattr(r, f)}
     assert set(base.__dataclass_fields__) - same == {'name', 'source', 'differs', 'diffaug'}
     assert json.dumps(r.differs)
+
+
+# ---- an auxiliary classifier ----
+
+def test_d_names_what_it_sees_with_the_vectors_of_the_fit():
+    "The loss is the cross entropy of a softmax over all kinds, each one's fit its logit."
+    torch.manual_seed(0)
+    D = ProjectionDiscriminator(conv_discriminator(16, 4), 3, weight=1., naming=.5)
+    torch.nn.init.normal_(D.wish.weight)
+    x, kinds = torch.randn(6, 3, 16, 16), torch.tensor([0, 1, 2, 2, 1, 0])
+    told = F.one_hot(kinds, 3)*3**.5
+    logits, loss = D.eval()(x, told)
+    D.naming, D.weight = 0., 1.
+    D.D.blocks[-1].requires_grad_(False)
+    real = D.D.blocks[-1](D.D.blocks[:-1](x))
+    fits = torch.stack([D(x, F.one_hot(torch.full((6,), k), 3)*3**.5) - real for k in range(3)], 1)
+    torch.testing.assert_close(loss, .5*F.cross_entropy(fits, kinds))
+    torch.testing.assert_close(logits, D(x, told))
+
+
+def test_what_d_answers_besides_counts_for_reals_with_d_and_for_fakes_with_g():
+    r, sets, _ = recipe('dcgan-types', label='animal', **TINY | dict(diffaug='', ada=0.)).sets(labelled())
+    def losses(naming):
+        t = make_trainer(r, sets['train'], 0, 'cpu')
+        t.nets['D'].naming, t.batch = naming, Batch(t)
+        return t, [float(p.loss(t.batch)[0]) for p in t.phases]
+    (t, (d, g)), (_, (d0, g0)) = losses(.5), losses(0.)
+    (of_reals,), (of_fakes,) = t.nets['kinds'].condition(t.batch)
+    D, fake = t.nets['D'], t.nets['G'](t.batch.z)
+    assert d - d0 == pytest.approx(D(t.batch.x, of_reals)[1].item(), abs=1e-4)
+    assert g - g0 == pytest.approx(D(fake, of_fakes)[1].item(), abs=1e-4)
+    assert D(t.batch.x, of_reals)[1] != D(fake, of_fakes)[1] > .3, 'it knows no kind yet'

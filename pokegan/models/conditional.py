@@ -75,18 +75,22 @@ class ProjectionDiscriminator(nn.Module):
     def __init__(self,
         D:Discriminator, # its last block makes the logit
         k:int,           # values that are told
-        weight:float=1.  # of the fit, beside that logit
+        weight:float=1., # of the fit, beside that logit
+        naming:float=0.  # of the question which kind it is; 0: it is not asked
     ):
         super().__init__()
-        self.D, self.weight = D, weight
+        self.D, self.weight, self.naming = D, weight, naming
         nf = [m for m in D.blocks[:-1].modules() if isinstance(m, nn.Conv2d)][-1].out_channels
         self.wish = nn.Linear(k, nf, bias=False)
         nn.init.normal_(self.wish.weight, 0, .02)
 
-    def forward(self, x, told): # (b,3,size,size), (b,k) -> logits (b,)
+    def forward(self, x, told): # (b,3,size,size), (b,k) -> logits (b,); with naming, its loss as well
         h = self.D.blocks[:-1](x)
-        fits = (h.sum((2, 3))*self.wish(told.to(h))).sum(1)
-        return self.D.blocks[-1](h) + self.weight*fits
+        seen = h.sum((2, 3))
+        logits = self.D.blocks[-1](h) + self.weight*(seen*self.wish(told.to(h))).sum(1)
+        if not self.naming: return logits
+        names = (seen @ self.wish.weight).float()*told.shape[1]**.5 # (b,k), scaled as what is told
+        return logits, self.naming*F.cross_entropy(names, told.argmax(1))
 
 # %% ../../nbs/09e_classes.ipynb #k018
 @dataclass(frozen=True)
@@ -125,7 +129,8 @@ class ConditionalRecipe(Labelled, GANRecipe):
     family = 'conditional'
     published = ('G', 'kinds')
     label:str = 'type' # a column of labels, whose kinds are told
-    label_weight:float = 4. # of the fit between picture and kind, beside "is it real?"
+    label_weight:float = 1. # of the fit between picture and kind, beside "is it real?"
+    naming:float = .1 # weight of "which kind is it?" (Odena 2017): D answers for reals, G for fakes
 
     def check(self):
         super().check()
@@ -137,7 +142,7 @@ class ConditionalRecipe(Labelled, GANRecipe):
         "G, a D that is told, and the kinds, which are empty until `begin`."
         kinds = Kinds(self.nz, self.known_classes(), self.latent)
         nets = GANRecipe.build(replace(self, nz=self.nz + self.classes))
-        D = ProjectionDiscriminator(nets['D'], self.classes, self.label_weight)
+        D = ProjectionDiscriminator(nets['D'], self.classes, self.label_weight, self.naming)
         return nets | dict(D=D, kinds=kinds)
 
     def begin(self, nets:dict, images:Images, *, seed:int=0, folder=None, team=SOLO):

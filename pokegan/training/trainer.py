@@ -302,12 +302,15 @@ def gan_phases(
     def shown(b): # to D, which does not teach G
         if redraw != 'move': return fakes(b).detach()
         with torch.no_grad(): return G(b.z)
+    def answer(x, told): # logits, and what D wants of both players besides
+        out = D(x, *told)
+        return (out.float(), 0.) if torch.is_tensor(out) else (out[0].float(), out[1])
     def D_move(b):
         x, x_hat = seen(b.x, b), seen(shown(b), b)
         of_reals, of_fakes = condition(b)
-        real, fake = D(x, *of_reals).float(), D(x_hat, *of_fakes).float()
+        (real, besides), (fake, _) = answer(x, of_reals), answer(x_hat, of_fakes)
         wanted = targets(len(real), b.generator, real.device) if targets else ()
-        loss, parts = d_loss(real, fake, *wanted), logit_stats(real, fake)
+        loss, parts = d_loss(real, fake, *wanted) + besides, logit_stats(real, fake)
         if penalty is None: return loss, parts
         with torch.autocast(x.device.type, enabled=False):
             extra = penalty(D, x.float(), x_hat.float(), b.generator)
@@ -315,9 +318,9 @@ def gan_phases(
     def G_move(b):
         if redraw == 'move': b.new_latents()
         of_reals, of_fakes = condition(b)
-        fake = D(seen(fakes(b), b), *of_fakes).float()
-        if not paired: return g_loss(fake), {}
-        return g_loss(fake, D(seen(b.x, b), *of_reals).float()), {}
+        fake, besides = answer(seen(fakes(b), b), of_fakes)
+        beside = (answer(seen(b.x, b), of_reals)[0],) if paired else ()
+        return g_loss(fake, *beside) + besides, {}
     again = 'reals' if redraw == 'step' else 'both'
     first = Phase('D', (D,), opt_D, D_move, after=after_D, again=again)
     return [first]*d_rounds + [Phase('G', (G,), opt_G, G_move, again=again)]*g_rounds
