@@ -155,7 +155,7 @@ _small = next(r for r in DCGAN_RECIPES if r.name == 'dcgan-small-data')
 _said = {k: v for k, v in vars(_small).items() if k not in ('name', 'source', 'differs')}
 CONDITIONAL_RECIPES = (
     ConditionalRecipe('dcgan-types', 'Miyato and Koyama 2018, on dcgan-small-data',
-        'the fit counts four times; colours are not changed before D sees them, '
-        'as they may be what tells kinds apart',
+        'D also names the kind that it sees (Odena 2017), with the vectors of the fit; colours are '
+        'not changed before D sees them, as they may be what tells kinds apart',
         **_said | dict(diffaug='translation+cutout')),
 )
