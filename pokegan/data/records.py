@@ -72,7 +72,8 @@ def read_pixels(
     memory:int     # bytes above which it is mapped, not read
 ) -> np.ndarray: # uint8
     "Raises ValueError on another array, or where the file is not as long as its header says."
-    form, wanted = np.lib.format, (shape, False, np.dtype(np.uint8)) # False: not column by column
+    path, form = Path(path), np.lib.format
+    wanted = shape, False, np.dtype(np.uint8) # False: not column by column
     with open(path, 'rb') as f:
         try:
             version = form.read_magic(f)
