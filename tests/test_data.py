@@ -637,3 +637,60 @@ def test_a_report_is_shown_escaped_and_its_table_is_no_formula(tmp_path):
     assert [row.file for row in Report.from_csv(tmp_path/'r.csv').rows] == names
     (tmp_path/'r.csv').write_text('a,b\n1,2\n', encoding='utf-8')
     with pytest.raises(ValueError, match='is no report'): Report.from_csv(tmp_path/'r.csv')
+
+
+NAMED = {f'p{i}.png': data(picture(i)) for i in range(6)}
+KINDS = ['fire', 'water']*3
+
+
+def table_of(between=',', head='file,species', name=lambda n: n):
+    lines = [name(n) + between + k for n, k in zip(NAMED, KINDS)]
+    return '\n'.join([head.replace(',', between), *lines]) + '\n'
+
+
+TABLES = {'semicolons': table_of(';').encode(), 'tabs': table_of('\t').encode(),
+          'UTF-16': table_of().encode('utf-16'), 'UTF-8 with a mark': table_of().encode('utf-8-sig'),
+          'paths of Windows': table_of(name=lambda n: f'C:\\pics\\{n}').encode(),
+          'another folder': table_of(name=lambda n: f'old/{n}').encode()}
+
+
+@pytest.mark.parametrize('how', TABLES)
+def test_labels_as_people_save_them_are_read(tmp_path, how):
+    im = load_images(folder(tmp_path, NAMED | {'labels.csv': TABLES[how]}), 32)
+    assert im.labels['species'] == KINDS
+    assert [r.reason for r in im.report.rows if r.file == 'labels.csv'] == ['labels of 6 of 6 pictures']
+
+
+def test_a_spreadsheet_makes_7_of_007(tmp_path):
+    files = {f'{i:03}.png': v for i, v in enumerate(NAMED.values())}
+    csv = 'id,species\n' + ''.join(f'{i},{k}\n' for i, k in enumerate(KINDS))
+    assert load_images(folder(tmp_path, files | {'labels.csv': csv.encode()}), 32).labels['species'] == KINDS
+
+
+def test_labels_that_are_not_used_are_said(tmp_path):
+    csv = 'file,species\n' + ''.join(f'q{i}.png,fire\n' for i in range(5)) + 'p0.png,fire\n'
+    im = load_images(folder(tmp_path, NAMED | {'labels.csv': csv.encode()}), 32)
+    assert im.labels == {}
+    assert '  labels of 1 of 6 pictures, not used  (labels.csv)' in str(im.report)
+
+
+@pytest.mark.parametrize('csv, words', [
+    (table_of(head='p9.png,fire').partition('\n')[2].encode(), 'no header line'),
+    (table_of().replace('fire', 'fi\0re').encode(), 'bytes of 0'),
+    (table_of().replace('fire', '"fire', 1).encode(), 'cannot be read as a CSV')])
+def test_labels_that_cannot_be_right_are_refused(tmp_path, csv, words):
+    at = folder(tmp_path, NAMED | {'labels.csv': csv})
+    with pytest.raises(ValueError, match=words) as e: load_images(at, 32)
+    assert '\n' not in str(e.value)
+
+
+def test_names_in_a_zip_without_the_mark_of_utf8(tmp_path):
+    "As macOS and others write them: UTF-8, and no bit that says so."
+    class Unmarked(zipfile.ZipInfo):
+        def _encodeFilenameFlags(self): return self.filename.encode('utf-8'), self.flag_bits & ~0x800
+    at = tmp_path/'mac.zip'
+    with zipfile.ZipFile(at, 'w') as z:
+        for i, name in enumerate(('Flabébé.png', 'Evée.png')): z.writestr(Unmarked(name), data(picture(i)))
+        z.writestr('labels.csv', 'file,species\nFlabébé.png,a\nEvée.png,b\n')
+    im = load_images(at, 32)
+    assert dict(zip(im.files, im.labels['species'])) == {'Flabébé.png': 'a', 'Evée.png': 'b'}

@@ -65,11 +65,16 @@ def walk_folder(
     for e in problems: yield Found(name_of(e.filename) + '/', reason=why(e))
 
 # %% ../../nbs/02c_gather.ipynb #c015
+def _zip_name(i): # many programs write UTF-8 without the mark that says so
+    if i.flag_bits & 0x800: return i.filename
+    try: return i.filename.encode('cp437').decode()
+    except UnicodeError: return i.filename
+
 def _walk_zip(path): # yields Found, without unpacking anything
     "Every file of a zip archive, read in place."
     z = zipfile.ZipFile(path)   # closed when the last `read` is forgotten
     for i in sorted(z.infolist(), key=lambda i: i.filename):
-        name = i.filename.replace('\\', '/')
+        name = _zip_name(i).replace('\\', '/')
         if i.is_dir(): continue
         if stat.S_ISLNK(i.external_attr >> 16): yield Found(name, reason='link inside an archive')
         elif i.flag_bits & 1: yield Found(name, reason='encrypted')
@@ -115,7 +120,8 @@ def _walk_tar(path): # yields Found, in the order of the archive
 def _unless_broken(path, found): # Found of an archive
     try: yield from found
     except BROKEN:
-        raise ValueError(f'{path} is damaged, or was cut off while copying; fetch it again') from None
+        said = 'is damaged, or was cut off while copying; fetch it again'
+        raise ValueError(f'{path} {said}') from None
 
 def walk(
     path, # a folder, a .zip, or a .tar of any compression
@@ -147,8 +153,11 @@ def read_csv(
     "A small CSV as columns. Raises ValueError when it is none."
     data = file if isinstance(file, bytes) else Path(file).read_bytes()
     try:
-        text = io.StringIO(data.decode('utf-8-sig', 'surrogateescape'), newline='')
-        head, *rows = csv.reader(text)
+        wide = data[:2] in (b'\xff\xfe', b'\xfe\xff')
+        text = data.decode('utf-16') if wide else data.decode('utf-8-sig', 'surrogateescape')
+        if '\0' in text: raise ValueError('it holds bytes of 0')
+        between = max(',;\t', key=text.partition('\n')[0].count)
+        head, *rows = csv.reader(io.StringIO(text, newline=''), delimiter=between, strict=True)
     except (ValueError, csv.Error) as e:
         name = 'labels' if file is data else file
         raise ValueError(f'{name} cannot be read as a CSV with a header line ({e})') from None
@@ -173,6 +182,9 @@ def _whole(f, root): return f
 def _from_csv(f, root): return f.removeprefix(root)   # the path as seen from the CSV
 def _name(f, root): return f.rpartition('/')[2]
 def _stem(f, root): return _name(f, root).rpartition('.')[0] or f
+def _number(f, root): # a spreadsheet makes 7 of 007
+    stem = _stem(f, root)
+    return stem.lstrip('0') or '0' if stem.isdigit() else stem
 
 def match_labels(
     files:list, # n paths inside the set
@@ -181,11 +193,11 @@ def match_labels(
 ) -> tuple: # (column -> list of n values, '' where the CSV says nothing; how many files it names)
     "Find the column that names the files (by path, path from the CSV, name or stem), and their rows."
     best, hits = [None]*len(files), 0
-    for spelt in (_whole, _from_csv, _name, _stem):
+    for spelt in (_whole, _from_csv, _name, _stem, _number):
         keys = [spelt(f, root) for f in files]
         for values in columns.values():
             rows = {}
-            for i, v in enumerate(values): rows.setdefault(spelt(str(v), root), i)
+            for i, v in enumerate(values): rows.setdefault(spelt(str(v).replace('\\', '/'), root), i)
             if len(rows) < .9*len(values): continue   # many of one name: not what tells files apart
             found = [rows.get(k) for k in keys]
             n = len(found) - found.count(None)

@@ -113,18 +113,25 @@ def _survey(path, labels):
     return names, read_csv(beside) if used else None, ''
 
 # %% ../../nbs/02d_prepare.ipynb #c020
-def _table(files, columns, root, labels, least): # -> column -> a value for each file
+def _table(files, columns, root, labels, least): # -> column -> a value for each file; files named
     "The labels of a CSV that names at least so many of the files, else the names of their folders."
     table, hits = match_labels(files, columns, root) if columns else ({}, 0)
+    if columns and match_labels(files, {'': [*columns]}, root)[1]:
+        raise ValueError('the labels have no header line; their first line must name the columns, '
+                         'as in file,type')
     if labels and files and not hits:
         raise ValueError(f'{labels}: no line names a picture; '
                          f'a column must hold names such as {files[0]!r}')
-    if labels or hits >= least: return table
-    return folder_labels(files) if labels is None else {}
+    if labels or hits >= least: return table, hits
+    return folder_labels(files) if labels is None else {}, hits
+
+def _say_labels(report, name, hits, n): # what became of a CSV of labels
+    row = next((r for r in report.rows if r.file == name), None) or report.add(name, 'skip')
+    row.reason = f'labels of {hits} of {n} pictures' + ('' if 2*hits >= n else ', not used')
 
 def _chosen(names, columns, root, labels, where): # -> columns of the files that are as `where` asks
     files = [f for f in names if not name_reason(f)]
-    table = _table(files, columns, root, labels, least=1)
+    table = _table(files, columns, root, labels, least=1)[0]
     rows = choose(table, where)
     return {c: [v[i] for i in rows] for c, v in {**table, 'file': files}.items()}
 
@@ -204,7 +211,8 @@ def prepare(
     rows, shelf, report = _load(path, names, size, memory, exact, **how)
     stay = _drop_repeats(rows, shelf.thumbs[:len(rows)], near)
     files, x = [rows[i].file for i in stay], shelf.keep(stay)
-    table = _table(files, columns, root, labels, least=len(files)/2)
+    table, hits = _table(files, columns, root, labels, least=len(files)/2)
+    if columns and not (labels or where): _say_labels(report, f'{root}labels.csv', hits, len(files))
     table.pop('file', None)   # `files` says it
     return Prepared(x, files, table, report, fingerprint(x, shelf.rest))
 
