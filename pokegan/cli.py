@@ -54,8 +54,14 @@ def data_command(
     out: Annotated[Path|None, Opt(help='folder to write; default data/NAME-SIZE')] = None,
 ):
     "Prepare images once and report what was done to them."
+    from pokegan.data.images import open_images
+    if not out:
+        out = prepared_name(source, size)
+        try: was = open_images(out).source
+        except ValueError: was = source # no whole set is there
+        said = f'{out} holds pictures of {was}; name another folder with --out'
+        if was != source: raise ValueError(said)
     images = pokegan.load_images(source, size, background, fit=fit, near=near)
-    out = out or prepared_name(source, size)
     images.save(out)
     print(images.report)
     print(f'{len(images)} images of {size} px are in {out}')

@@ -125,6 +125,21 @@ def test_data_prepares_and_trains(tmp_path, run):
     assert 'other images' in said
 
 
+def test_data_does_not_replace_the_set_of_another_source(tmp_path):
+    "Two folders of the same name have the same default place."
+    for name in ('a', 'b'):
+        (tmp_path/name).mkdir()
+        draw_nine(tmp_path/name/'images')
+    pokegan('data', 'a/images', '--size', '32', cwd=tmp_path)
+    before = (tmp_path/'data/images-32/x.npy').read_bytes()
+    assert 'holds pictures of a/images; name another folder with --out' in \
+        refused('data', 'b/images', '--size', '32', cwd=tmp_path)
+    assert (tmp_path/'data/images-32/x.npy').read_bytes() == before
+    (tmp_path/'data/images-32/x.npy').write_bytes(b'cut')
+    said = pokegan('data', 'b/images', '--size', '32', cwd=tmp_path).stdout
+    assert '9 images of 32 px' in said, 'what is not whole is made again'
+
+
 def test_recipes_lists_and_shows(tmp_path):
     names = pokegan('recipes', cwd=tmp_path).stdout
     for n in 'dcgan-quick dcgan-keras dcgan-uniform dcgan-fc-32 dcgan-fc-64 dcgan-fc-128 dcgan-819'.split():

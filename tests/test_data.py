@@ -661,6 +661,12 @@ def test_labels_as_people_save_them_are_read(tmp_path, how):
     assert [r.reason for r in im.report.rows if r.file == 'labels.csv'] == ['labels of 6 of 6 pictures']
 
 
+def test_labels_beside_a_folder_are_no_file_of_it(tmp_path):
+    (tmp_path/'labels.csv').write_bytes(TABLES['semicolons'])
+    im = load_images(folder(tmp_path/'in', NAMED), 32)
+    assert im.labels['species'] == KINDS and not im.report.left_out()
+
+
 def test_a_spreadsheet_makes_7_of_007(tmp_path):
     files = {f'{i:03}.png': v for i, v in enumerate(NAMED.values())}
     csv = 'id,species\n' + ''.join(f'{i},{k}\n' for i, k in enumerate(KINDS))

@@ -19,6 +19,7 @@ ALLOW = {'02a_cleaning': 205,            # one picture of any kind, and the repo
          '02e_data': 214,                # one store for every picture
          '01a_shapes': 360,              # drawing by formulas: one file of arithmetic,
          '01c_bodies': 460,              # and eight body plans with four builds each
+         '17_cli': 205,                  # a function for each command
          '05_training': 281}             # the trainer, to be read on one page, and its two games
 TALL = {'05_training'}                   # its cell is that page
 ROOMS, FLOORS, ARROWS = 16, 10, 55       # the library from above: python tools/house.py

@@ -126,7 +126,9 @@ def _table(files, columns, root, labels, least): # -> column -> a value for each
     return folder_labels(files) if labels is None else {}, hits
 
 def _say_labels(report, name, hits, n): # what became of a CSV of labels
-    row = next((r for r in report.rows if r.file == name), None) or report.add(name, 'skip')
+    row = next((r for r in report.rows if r.file == name), None) # none where it lies beside the folder
+    if row is None and hits == n: return
+    row = row or report.add(name, 'skip')
     row.reason = f'labels of {hits} of {n} pictures' + ('' if 2*hits >= n else ', not used')
 
 def _chosen(names, columns, root, labels, where): # -> columns of the files that are as `where` asks
