@@ -17,7 +17,6 @@ from typing import Annotated
 
 import typer
 import pokegan
-from .core import printable
 from .data.download import source_help
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -83,6 +82,7 @@ def recipes_command(name: Annotated[str|None, Arg(help='show this one whole')] =
 # %% ../nbs/17_cli.ipynb #c012
 def one_line(e:Exception) -> str: # what a user is told of a mistake
     "The message of an error without line breaks, and the file that it is about."
+    from pokegan.core import printable # imports torch, which is slow
     if isinstance(e, ClickException): said = e.format_message()
     elif getattr(e, 'filename', None): said = f'{e.filename}: {e.strerror}'
     else: said = getattr(e, 'strerror', None) or str(e)
