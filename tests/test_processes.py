@@ -240,7 +240,7 @@ def job_scale(folder, n):
     print_ = im.fingerprint, im.save(Path(folder)/'prepared')
     note('saved')
     del im
-    im = Images.open(Path(folder)/'prepared')
+    im = Images.open(Path(folder)/'prepared', memory=0)
     assert im.fingerprint == print_[0] and len(im) == n
     note('opened')
     t = make_trainer(recipe('dcgan-quick', ngf=8, ndf=8, batch=32, amp=False), im, device='cpu').fit(3)
