@@ -14,8 +14,9 @@ from torch import Tensor
 
 from .core import replacing
 from .data.images import to_uint8
+from .data.records import RunInfo
 from .training.callbacks import save_png
-from .training.checkpoint import flatten, unflatten, write_tensors
+from .training.checkpoint import flatten, unflatten, write_info, write_tensors
 from .metrics.scores import score_table, Scores
 from .models.recipe import from_plain, read_info
 from .recipes import RECIPES
@@ -223,7 +224,7 @@ def publish(
     tensors, facts = _round_weights(run, trainable)
     info = _published_info(run, facts, which, limits, licence)
     out.mkdir(parents=True, exist_ok=True)
-    _write(out/'run.json', json.dumps(info, indent=1))
+    write_info(out, info, RunInfo)
     write_tensors(out/'last.safetensors', tensors, step=info['step'])
     save_png(_draw_64(run)[:32], out/'samples.png')
     _write(out/'README.md', model_card(out.resolve().name, info))
