@@ -677,7 +677,7 @@ def test_labels_that_are_not_used_are_said(tmp_path):
     csv = 'file,species\n' + ''.join(f'q{i}.png,fire\n' for i in range(5)) + 'p0.png,fire\n'
     im = load_images(folder(tmp_path, NAMED | {'labels.csv': csv.encode()}), 32)
     assert im.labels == {}
-    assert '  labels of 1 of 6 pictures, not used  (labels.csv)' in str(im.report)
+    assert '  not an image extension; labels of 1 of 6 pictures, not used  (labels.csv)' in str(im.report)
 
 
 @pytest.mark.parametrize('csv, words', [

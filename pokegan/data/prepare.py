@@ -129,7 +129,8 @@ def _say_labels(report, name, hits, n): # what became of a CSV of labels
     row = next((r for r in report.rows if r.file == name), None) # none where it lies beside the folder
     if row is None and hits == n: return
     row = row or report.add(name, 'skip')
-    row.reason = f'labels of {hits} of {n} pictures' + ('' if 2*hits >= n else ', not used')
+    said = f'labels of {hits} of {n} pictures'
+    row.reason = said if 2*hits >= n else f'not an image extension; {said}, not used'
 
 def _chosen(names, columns, root, labels, where): # -> columns of the files that are as `where` asks
     files = [f for f in names if not name_reason(f)]
