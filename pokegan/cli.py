@@ -6,11 +6,12 @@
 __all__ = ['app', 'RANK', 'ClickException', 'Opt', 'Arg', 'SOURCE', 'RUN', 'FEATURES', 'TRUNCATION', 'RunFolder', 'Device',
            'Features', 'Truncation', 'Psi', 'Best', 'Step', 'RECIPE', 'STOP', 'START', 'LABEL', 'KIND', 'LIKE',
            'BACKGROUND', 'MOST_ROWS', 'FILM', 'BETWEEN', 'LICENCE', 'prepared_name', 'data_command', 'recipes_command',
-           'one_line', 'main', 'again', 'tell', 'train_command', 'rows_like', 'sample_command', 'walk_command',
-           'film_command', 'evaluate_command', 'compare_command', 'publish_command']
+           'one_line', 'signals_end', 'main', 'again', 'tell', 'train_command', 'rows_like', 'sample_command',
+           'walk_command', 'film_command', 'evaluate_command', 'compare_command', 'publish_command']
 
 # %% ../nbs/17_cli.ipynb #c004
-import json, os, sys
+import json, os, signal, sys
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,7 @@ import typer
 import pokegan
 from .data.download import source_help
 
+os.environ['MPLBACKEND'] = 'agg' # nothing here opens a window, whatever was asked for
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help='Learn GANs by making new creatures. Start with: pokegan train')
 RANK = int(os.environ.get('RANK', 0))  # torchrun numbers its processes; 0 speaks for all
@@ -53,14 +55,18 @@ def data_command(
     out: Annotated[Path|None, Opt(help='folder to write; default data/NAME-SIZE')] = None,
 ):
     "Prepare images once and report what was done to them."
-    from pokegan.data.images import open_images
+    from pokegan.core import one_of
+    from pokegan.data.images import check_enough, open_images
+    from pokegan.models.recipe import SIZES
     if not out:
         out = prepared_name(source, size)
         try: was = open_images(out).source
         except ValueError: was = source # no whole set is there
         said = f'{out} holds pictures of {was}; name another folder with --out'
         if was != source: raise ValueError(said)
+    one_of('size', size, SIZES)
     images = pokegan.load_images(source, size, background, fit=fit, near=near)
+    check_enough(images)
     images.save(out)
     print(images.report)
     print(f'{len(images)} images of {size} px are in {out}')
@@ -88,9 +94,19 @@ def one_line(e:Exception) -> str: # what a user is told of a mistake
     else: said = getattr(e, 'strerror', None) or str(e)
     return printable(' '.join(said.split()))
 
+def _goodbye(code:int) -> str: # what a signal's exit code means
+    return 'interrupted' if code == 130 else f'ended by {signal.Signals(code - 128).name}'
+
+@contextmanager
+def signals_end():
+    "What a signal has stopped within the block, and saved, is told to the shell by the exit code."
+    from pokegan.training.stopping import ENDS # imports torch, which is slow
+    try: yield
+    except KeyboardInterrupt as e: raise typer.Exit(ENDS.get(str(e), 130)) from None
+
 def main(
     args:list|None=None # words of the command; default sys.argv
-): # returns after success; exits 2 after a user's mistake, 130 when interrupted
+): # returns after success; exits 2 after a user's mistake, 128 and more after a signal
     "The `pokegan` command: a mistake prints one line, no traceback; without words it prints help."
     words = (sys.argv[1:] if args is None else args) or ['--help']
     for s in (sys.stdout, sys.stderr): # a name that this terminal cannot show is no reason to stop
@@ -101,7 +117,7 @@ def main(
         ours = not RANK or isinstance(e, OSError) # a user's mistake is the same in every process
         if ours: print(f'pokegan: {one_line(e)}', file=sys.stderr)
         code = 2
-    if code == 130 and not RANK: print('pokegan: interrupted', file=sys.stderr)
+    if code and code > 128 and not RANK: print(f'pokegan: {_goodbye(code)}', file=sys.stderr)
     if code: sys.exit(code)
 
 # %% ../nbs/17_cli.ipynb #c019
@@ -154,6 +170,7 @@ def train_command(
 ):
     "Train a GAN; with no arguments, on creatures for three minutes."
     from pokegan import recipes, runs
+    from pokegan.training.stopping import ENDS
     budget = dict(steps=steps, minutes=minutes, epochs=epochs)
     habits = dict(stop_on_trouble=stop_on_trouble, save_every=save_every, keep_every=keep_every,
                   keep_epochs=keep_epochs, grid_epochs=grid_epochs, track=track)
@@ -163,14 +180,16 @@ def train_command(
         words = ' and '.join('--' + k.replace('_', '-') for k in told)
         if told: raise ValueError(f'a resumed run keeps what it was begun with; leave out {words}, '
                                   'or start anew without --resume')
-        done = runs.resume(run or runs.newest_folder(), **budget, data=data, device=device)
+        with signals_end():
+            done = runs.resume(run or runs.newest_folder(), **budget, data=data, device=device)
     else:
         name, changes = recipes.variant(recipe or recipes.DEFAULT)
         changes |= {k: v for k, v in dict(size=size, start=start, label=label).items() if v}
-        done = runs.train(name, data or 'creatures', run, **budget, seed=seed, device=device,
-                          **habits, **changes)
+        with signals_end():
+            done = runs.train(name, data or 'creatures', run, **budget, seed=seed, device=device,
+                              **habits, **changes)
     if not RANK: tell(done)
-    if done.info['stopped'] == 'interrupted': raise typer.Exit(130)
+    if done.info['stopped'] in ENDS: raise typer.Exit(ENDS[done.info['stopped']])
 
 # %% ../nbs/17_cli.ipynb #c025
 KIND = 'only this kind, in a run that was trained with labels (a wrong name lists them)'
@@ -195,7 +214,7 @@ def rows_like(r, like:Path, n:int, seed:int, background:str): # a Run -> (k,1+n,
 @app.command('sample')
 def sample_command(
     run: RunFolder,
-    n: Annotated[int|None, Opt(help='how many images; default 64, or 8 like each picture')] = None,
+    n: Annotated[int|None, Opt(help='how many images; default 64, or 8 like each picture', min=1)] = None,
     like: Annotated[Path|None, Opt(help=LIKE)] = None,
     background: Annotated[str, Opt(help=BACKGROUND)] = 'white',
     kind: Annotated[str, Opt(help=KIND)] = '',
@@ -210,7 +229,6 @@ def sample_command(
     from pokegan.data.images import grid, to_uint8
     from pokegan.training.callbacks import save_png
     n = n if n is not None else 8 if like else 64
-    if n < 1: raise ValueError(f'n is {n}; ask for at least 1 image')
     if like and (truncation is not None or psi != 1 or kind):
         raise ValueError('--like says where latents come from; leave out --truncation, --psi and --kind')
     r, said = pokegan.load_run(run, step=step), f'{n} images' + (f' of {kind}' if kind else '')
@@ -234,8 +252,8 @@ BETWEEN = 'walk from one picture to another, in a run that can read pictures'
 @app.command('walk')
 def walk_command(
     run: RunFolder,
-    frames: Annotated[int, Opt(help='pictures on the way')] = 60,
-    stops: Annotated[int|None, Opt(help='latents to pass; default 4', min=2)] = None,
+    frames: Annotated[int, Opt(help='pictures on the way', min=2, max=9999)] = 60,
+    stops: Annotated[int|None, Opt(help='latents to pass; default 4', min=2, max=9999)] = None,
     loop: Annotated[bool, Opt('--loop', help='end where it began')] = False,
     truncation: Truncation = None,
     psi: Psi = 1.,
@@ -281,7 +299,7 @@ def film_command(
 def evaluate_command(
     run: RunFolder,
     data: Annotated[str|None, Opt(help=f'real images: {SOURCE}; default those of the run')] = None,
-    n: Annotated[int, Opt(help='how many new images are drawn and scored')] = 1024,
+    n: Annotated[int, Opt(help='how many new images are drawn and scored', min=16)] = 1024,
     features: Features = 'effnet-lite0',
     seed: Annotated[int, Opt(help='of latents, of halves of the real images, and of subsets')] = 0,
     best: Best = False,
@@ -313,8 +331,9 @@ def compare_command(
 ):
     "Train recipes for the same time on the same data; one table, one figure. Stopped, it goes on."
     from pokegan.compare import compare
-    print(compare(recipes, data, size=size, minutes=minutes, seeds=seeds, out=out,
-                  n=n, features=features, device=device))
+    with signals_end():
+        print(compare(recipes, data, size=size, minutes=minutes, seeds=seeds, out=out,
+                      n=n, features=features, device=device))
     print(f'{out/"table.md"}, {out/"table.csv"}, {out/"grids.png"}; the runs are in {out}')
 
 # %% ../nbs/17_cli.ipynb #pub2

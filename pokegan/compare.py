@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
-from .core import pick_device, replacing
+from .core import check_free, claimed, pick_device, plain_torch, replacing
 from .data.images import class_numbers, grid, Images, load_images, to_float, to_uint8
+from .training.stopping import ENDS
 from .training.trainer import check_budget
 from .metrics.coverage import Confusion, confusion, train_classifier
 from .metrics.scores import METRICS, real_reference, Reference, score_images, Scores
@@ -21,7 +22,7 @@ from .models.classifier import split_rows, subset
 from .models.encoder import named_features
 from .models.recipe import Recipe, to_plain
 from .recipes import recipe, variant
-from .runs import load_run, resume, Run, train
+from .runs import images_of, load_run, resume, Run, train
 
 # %% ../nbs/15b_compare.ipynb #c007
 def _score_run(run:Run, ref:Reference, n:int=1024, seed:int=0, file:str='scores.json') -> Scores:
@@ -32,6 +33,7 @@ def _score_run(run:Run, ref:Reference, n:int=1024, seed:int=0, file:str='scores.
     with replacing(run.folder/file) as p: p.write_text(text, encoding='utf-8')
     return scores
 
+@plain_torch()
 def evaluate(
     folder:str|Path, # of a run
     data:str|Images|None=None, # the real images; default those that it was trained on
@@ -44,6 +46,7 @@ def evaluate(
 ) -> Scores:
     "Score a run. Raises ValueError where there is none, on too few images, or on changed ones."
     run = load_run(folder, which)
+    check_free(run.folder)
     extract = named_features(features, device) # a wrong name is said before images are loaded
     images = _reals(run, data)
     file = 'scores.json' if which == 'last' else f'scores-{which}.json'
@@ -51,14 +54,11 @@ def evaluate(
 
 def _reals(run:Run, data:str|Images|None) -> Images: # those it was trained on, or others
     if isinstance(data, Images): return data
-    was = run.info['data']
-    images = load_images(data or was['source'], run.recipe.size, progress=False)
-    if data is None and images.fingerprint != was['fingerprint']:
-        raise ValueError(f"{run.folder} was trained on other images than {was['source']} gives now; "
-                         'name the real images with --data')
-    return images
+    def load(source, size): return load_images(source, size, progress=False)
+    return load(data, run.recipe.size) if data else images_of(run.folder, run.info, load=load)
 
 # %% ../nbs/15b_compare.ipynb #200691cf
+@plain_torch()
 def evaluate_kinds(
     folder:str|Path, # of a run that was trained with a label
     data:str|Images|None=None, # labelled real images; default those that it was trained on
@@ -113,7 +113,7 @@ def train_or_load(
                                                   'name another --out, or compare as before')
         if run.info['seconds'] >= 60*(minutes - run.info['budget'].get('before', 0.)): return run
         run = resume(folder, data=images, **kw)
-    if run.info['stopped'] == 'interrupted': raise KeyboardInterrupt
+    if (stopped := run.info['stopped']) in ENDS: raise KeyboardInterrupt(stopped)
     return run
 
 # %% ../nbs/15b_compare.ipynb #c019
@@ -209,6 +209,7 @@ def _about(minutes:float, seeds:int, images:Images, device:str) -> str:
             'memorised means nearer to a training picture than 95% of real pictures are.')
 
 # %% ../nbs/15b_compare.ipynb #c023
+@plain_torch()
 def compare(
     names:list, # recipes, or variants as for `variant`
     data:str|Images='creatures', # a source, or images
@@ -231,15 +232,16 @@ def compare(
     if progress: print(images.report)
     ref, rows, first = real_reference(images, extract), [], {}
     kw = dict(minutes=minutes, device=device, progress=progress)
-    for seed in range(seeds):
-        for label, r in plan.items():
-            folder = Path(out)/f"{label.replace(':', '+').replace('/', '_')}-{seed}"
-            run = train_or_load(folder, r, images, seed=seed, **kw)
-            scores = _load_scores(run, ref, n) or _score_run(run, ref, n)
-            rows.append(_as_row(label, run, scores))
-            first.setdefault(label, (run, scores))
-    rows.sort(key=lambda r: ([*plan].index(r['recipe']), r['seed']))
-    return _write_results(Path(out), rows, first, _about(minutes, seeds, images, run.info['device']))
+    with claimed(out):
+        for seed in range(seeds):
+            for label, r in plan.items():
+                folder = Path(out)/f"{label.replace(':', '+').replace('/', '_')}-{seed}"
+                run = train_or_load(folder, r, images, seed=seed, **kw)
+                scores = _load_scores(run, ref, n) or _score_run(run, ref, n)
+                rows.append(_as_row(label, run, scores))
+                first.setdefault(label, (run, scores))
+        rows.sort(key=lambda r: ([*plan].index(r['recipe']), r['seed']))
+        return _write_results(Path(out), rows, first, _about(minutes, seeds, images, run.info['device']))
 
 # %% ../nbs/15b_compare.ipynb #c024
 def _load_scores(run:Run, ref:Reference, n:int) -> Scores|None:

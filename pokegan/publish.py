@@ -12,8 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .core import replacing
-from .data.images import to_uint8
+from .core import check_free
+from .data.images import replacing_folder, to_uint8
 from .data.records import RunInfo
 from .training.callbacks import save_png
 from .training.checkpoint import flatten, unflatten, write_info, write_tensors
@@ -201,8 +201,6 @@ def _published_info(run:Run, facts:dict, which:str, limits:str, licence:str) -> 
     facts = facts | dict(which=which, of=whole, limits=limits, licence=licence)
     return info | dict(images=seen, scores=_read_scores(run, which), published=facts)
 
-def _write(path:Path, text:str):
-    with replacing(path) as p: p.write_text(text, encoding='utf-8')
 
 # %% ../nbs/15c_publish.ipynb #c036
 def publish(
@@ -218,14 +216,16 @@ def publish(
     run, out = load_run(folder, which), Path(out)
     if 'published' in run.info:
         raise ValueError(f'{folder} was published already; publish the run that it came from')
+    check_free(run.folder)
     ours = (out/'run.json').exists() and 'published' in read_info(out)
     if out.exists() and not ours and any(out.iterdir()):
         raise ValueError(f'{out} holds something else; name a new folder')
     tensors, facts = _round_weights(run, trainable)
     info = _published_info(run, facts, which, limits, licence)
-    out.mkdir(parents=True, exist_ok=True)
-    write_info(out, info, RunInfo)
-    write_tensors(out/'last.safetensors', tensors, step=info['step'])
-    save_png(_draw_64(run)[:32], out/'samples.png')
-    _write(out/'README.md', model_card(out.resolve().name, info))
+    with replacing_folder(out) as new:
+        write_info(new, info, RunInfo)
+        write_tensors(new/'last.safetensors', tensors, step=info['step'])
+        save_png(_draw_64(run)[:32], new/'samples.png')
+        card = model_card(out.resolve().name, info)
+        (new/'README.md').write_text(card, encoding='utf-8')
     return load_run(out)

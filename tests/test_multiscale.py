@@ -1,6 +1,6 @@
 """Step 3 of PokeGAN-2.0: one slope over all scales against other ways to get it, one backward pass, who sees
 scales, new latents for G, lengths in epochs, exact resume in each of the three steps."""
-import json
+import json, signal
 from dataclasses import asdict, replace
 
 import pytest
@@ -312,7 +312,7 @@ def state(folder): return read_tensors(folder/'state.safetensors')[0]
 class StopCB(Callback): # in place of a callback that does not matter here
     at = () # network, step
     def after_step(self, t):
-        if (''.join(k for k in 'ED' if k in t.nets), t.step) == self.at: raise KeyboardInterrupt
+        if (''.join(k for k in 'ED' if k in t.nets), t.step) == self.at: signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize('name, changes', [

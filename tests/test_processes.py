@@ -18,6 +18,7 @@ from pokegan.training.distributed import (
     load_once, rank, wrap_callbacks)
 from pokegan.training.health import HealthCB
 from pokegan.training.losses import gp
+from pokegan.training.stopping import StopCB
 from pokegan.training.trainer import Callback
 
 SMALL = dict(size=32, ngf=8, ndf=8, batch=8, amp=False)
@@ -160,8 +161,10 @@ def job_stops(folder, how):
         nan=lambda t: [p.data.fill_(float('nan')) for p in t.nets['D'].parameters()])[how]
     health = HealthCB(t.nets['G'], t.prior, every=5, say=lambda line: None)
     save = CheckpointCB(Path(folder)/'run', dict(recipe={}), every=2)
-    t.callbacks = [DistributedCB([*t.callbacks, Once(7, 1, what), health, save], every=4)]
-    try: t.fit(**(dict(minutes=.03) if how == 'slow' else dict(steps=20)))
+    stop = StopCB()
+    t.callbacks = [DistributedCB([*t.callbacks, Once(7, 1, what), health, save, stop], every=4)]
+    try:
+        with stop: t.fit(**(dict(minutes=.03) if how == 'slow' else dict(steps=20)))
     except ValueError as e: t.stop = str(e)
     write_json(Path(folder, f'{rank()}.json'), [t.step, t.stop, t.seconds])
 
@@ -382,7 +385,7 @@ def test_one_clock_one_stop(zygote, tmp_path, how):
     a, b = zygote.run('stops', folder=tmp_path, how=how)
     assert a == b
     step, stop, seconds = a
-    words = dict(wish='^enough$', term='^interrupted$', nan='NaN|different weights',
+    words = dict(wish='^enough$', term='^terminated$', nan='NaN|different weights',
                  drift='different weights', slow='^$')[how]
     assert re.search(words, stop), a
     if how == 'slow': assert seconds > 1.8 and step > 7
@@ -479,8 +482,8 @@ def test_three_steps_stopped_in_each_and_resumed(zygote, tmp_path):
         infos = {k: read_json(p) for k, p in files.items() if p.exists()}
         return {k: (i['step'], i['stopped'], i['processes']) for k, i in infos.items() if 'processes' in i}
     stops = dict(
-        E=dict(encoder=(1, 'interrupted', 2)),
-        G=dict(encoder=(2, '', 2), pretrain=(1, 'interrupted', 2)))
+        E=dict(encoder=(1, 'terminated', 2)),
+        G=dict(encoder=(2, '', 2), pretrain=(1, 'terminated', 2)))
     for stop, want in stops.items():
         zygote.start('three_steps', folder=folder, stop=stop.replace('G', ''))
         assert zygote.codes() == [1, 1] and at() == want, zygote.log.read_text(encoding='utf-8')

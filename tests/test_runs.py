@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pokegan import load_run, recipe, resume, runs, train
+from pokegan import core, load_run, recipe, resume, runs, train
 from pokegan.data import Images
 
 TINY = dict(size=16, ngf=4, ndf=4, nz=4, batch=8)
@@ -33,9 +33,10 @@ def test_two_trainings_begun_together_are_two_runs(tmp_path):
 def test_a_claimed_folder_is_nobody_elses(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert [runs.claim_folder('a').name for _ in range(3)] == ['a-1', 'a-2', 'a-3']
-    assert runs.claim_folder('a', 'mine/own').is_dir()
-    (tmp_path/'mine/own/run.json').write_text('{}', encoding='utf-8')
-    with pytest.raises(ValueError, match='already holds a run'): runs.claim_folder('a', 'mine/own')
+    with runs.new_folder('a', 'mine/own') as own: (own/'run.json').write_text('{}', encoding='utf-8')
+    with pytest.raises(ValueError, match='already holds a run'), runs.new_folder('a', 'mine/own'): pass
+    with runs.new_folder('b') as b: assert b.name == 'b-1'
+    assert not b.exists(), 'nothing came of it'
 
 
 def test_nothing_is_written_when_a_value_is_wrong(tmp_path, monkeypatch):
@@ -107,18 +108,18 @@ def test_the_faster_count_of_threads_is_taken(monkeypatch, capsys):
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     monkeypatch.setattr(torch, 'get_num_threads', lambda: now[0])
     monkeypatch.setattr(torch, 'set_num_threads', lambda n: now.__setitem__(0, n))
-    monkeypatch.setattr(runs, 'convolution_seconds', seconds.get)
-    monkeypatch.setattr(runs.psutil, 'cpu_percent', lambda s: 90.)
-    assert runs.pick_threads() == 1 and now == [1]
+    monkeypatch.setattr(core, 'convolution_seconds', seconds.get)
+    monkeypatch.setattr(core.psutil, 'cpu_percent', lambda s: 90.)
+    assert core.pick_threads() == 1 and now == [1]
     assert 'busy' in capsys.readouterr().out
     now[0], seconds[2] = 2, .6
-    assert runs.pick_threads() == 2
-    assert runs.pick_threads(told=1) == 1, 'a resumed run keeps its count'
+    assert core.pick_threads() == 2
+    assert core.pick_threads(told=1) == 1, 'a resumed run keeps its count'
 
 
 def test_threads_are_measured_without_touching_the_random_numbers(monkeypatch):
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     state, most = torch.get_rng_state(), torch.get_num_threads()
-    try: assert runs.pick_threads() in (1, most)
+    try: assert core.pick_threads() in (1, most)
     finally: torch.set_num_threads(most)
     assert torch.equal(state, torch.get_rng_state())

@@ -1,6 +1,6 @@
 """What lessons 05 and 06 cannot show in a cell: interrupts, several processes, mapped images, every recipe,
 budgets in minutes."""
-import json, math
+import json, math, signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from pokegan.training.callbacks import LoadCB, LogCB, read_log
 from pokegan.training.checkpoint import CheckpointCB, kept, read_tensors
 from pokegan.training.health import diagnose
 from pokegan.training.losses import PAIRS
+from pokegan.training.stopping import StopCB
 from pokegan.training.trainer import Batch, Callback, Shuffle
 from pokegan.models.dcgan import DCGAN_RECIPES
 from pokegan.models.recipe import make_trainer
@@ -101,7 +102,7 @@ def test_a_later_round_sees_other_reals():
 
 class InterruptCB(Callback):
     def after_step(self, t):
-        if t.step == 3: raise KeyboardInterrupt
+        if t.step == 3: signal.raise_signal(signal.SIGINT)
 
 
 def watched(t): # (latents of each pass through G, does it teach G?), and the numbers of each batch of reals
@@ -166,8 +167,9 @@ def test_contrast_is_taken_around_each_pictures_own_mean():
 
 def test_interrupt_saves_and_says_so(tmp_path):
     t = quick()
-    t.callbacks += [CheckpointCB(tmp_path/'r', dict(recipe={})), InterruptCB()]
-    t.fit(steps=100)
+    with StopCB() as stop:
+        t.callbacks += [InterruptCB(), stop, CheckpointCB(tmp_path/'r', dict(recipe={}))]
+        t.fit(steps=100)
     info = json.loads((tmp_path/'r/run.json').read_text(encoding='utf-8'))
     _, meta = read_tensors(tmp_path/'r/state.safetensors')
     assert t.stop == info['stopped'] == 'interrupted'
@@ -176,12 +178,13 @@ def test_interrupt_saves_and_says_so(tmp_path):
 
 def test_an_interrupted_step_is_kept_and_a_broken_one_is_not(tmp_path):
     t = quick()
-    t.callbacks += [InterruptCB(), CheckpointCB(tmp_path/'r', dict(recipe={}), keep=3)] # it comes too late
-    t.fit(steps=100)
+    with StopCB() as stop:
+        t.callbacks += [InterruptCB(), CheckpointCB(tmp_path/'r', dict(recipe={}), keep=3), stop]
+        t.fit(steps=100)
     assert list(kept(tmp_path/'r')) == [3]
     t.nets['G'].requires_grad_(False).eval()
     next(t.nets['G'].parameters()).fill_(float('nan'))
-    t.callbacks.pop(0)
+    del t.callbacks[0], t.callbacks[-1]
     t.fit(steps=6)
     assert list(kept(tmp_path/'r')) == [3]
     assert all(v.isfinite().all() for v in read_tensors(kept(tmp_path/'r')[3])[0].values())

@@ -296,8 +296,8 @@ CREATURES = 4096   # drawn when nobody says how many
 def _creatures(rest, **how):
     "creatures, creatures:N"
     n = rest or str(CREATURES)
-    if not n.isdigit() or not int(n):
-        raise ValueError(f'creatures:{rest}: write creatures, or creatures:N with N from 1')
+    if not n.isdecimal() or not 1 <= int(n[:12]) <= 10**6:
+        raise ValueError(f'creatures:{rest}: write creatures, or creatures:N with N from 1 to 1000000')
     drawing = import_module('pokegan.data.prepare')   # a later lesson, and only when somebody asks
     return drawing.prepare_creatures(int(n), **how)
 

@@ -117,11 +117,17 @@ def _walk_tar(path): # yields Found, in the order of the archive
             else: yield Found(m.name, partial(bytes, t.extractfile(m).read()))
 
 # %% ../../nbs/02c_gather.ipynb #c021
+def _damaged(path): return ValueError(f'{path} is damaged, or was cut off while copying; fetch it again')
+
 def _unless_broken(path, found): # Found of an archive
     try: yield from found
-    except BROKEN:
-        said = 'is damaged, or was cut off while copying; fetch it again'
-        raise ValueError(f'{path} {said}') from None
+    except BROKEN: raise _damaged(path) from None
+
+def _is(kind, path): # kind: zipfile.is_zipfile or tarfile.is_tarfile
+    try: return kind(path)
+    except BROKEN as e:
+        if getattr(e, 'errno', None): raise ValueError(f'{path}: {why(e)}') from None
+        raise _damaged(path) from None
 
 def walk(
     path, # a folder, a .zip, or a .tar of any compression
@@ -131,8 +137,10 @@ def walk(
     if not path.exists():
         raise ValueError(f'{path} does not exist; give a folder, a .zip or a .tar of pictures')
     if path.is_dir(): return walk_folder(path)
-    if zipfile.is_zipfile(path): return _unless_broken(path, _walk_zip(path))
-    if tarfile.is_tarfile(path): return _unless_broken(path, _walk_tar(path))
+    if not path.is_file(): # reading from a pipe or a device may never end
+        raise ValueError(f'{path} is no file and no folder; give a folder, a .zip or a .tar of pictures')
+    if _is(zipfile.is_zipfile, path): return _unless_broken(path, _walk_zip(path))
+    if _is(tarfile.is_tarfile, path): return _unless_broken(path, _walk_tar(path))
     raise ValueError(f'{path} is no folder and no complete .zip or .tar '
                      '(cut off while copying?); give one of the three')
 
@@ -151,6 +159,8 @@ def read_csv(
     file, # path, or bytes of a file with a header line
 ) -> dict: # column -> list of values
     "A small CSV as columns. Raises ValueError when it is none."
+    if not isinstance(file, bytes) and Path(file).exists() and not Path(file).is_file():
+        raise ValueError(f'{file} is no file; labels are a CSV with a header line')
     data = file if isinstance(file, bytes) else Path(file).read_bytes()
     try:
         wide = data[:2] in (b'\xff\xfe', b'\xfe\xff')

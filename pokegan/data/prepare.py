@@ -6,7 +6,7 @@
 __all__ = ['fingerprint', 'cleaned', 'Prepared', 'prepare', 'laid_on', 'prepare_creatures']
 
 # %% ../../nbs/02d_prepare.ipynb #c006
-import json, mmap, tempfile, warnings
+import json, mmap, os, shutil, tempfile, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -35,6 +35,16 @@ def fingerprint(
     return h.hexdigest()[:16]
 
 # %% ../../nbs/02d_prepare.ipynb #c011
+def _make_room(f, n): # a file of n bytes; writing to a map for which there is no room would end the process
+    there = tempfile.gettempdir()
+    fits = shutil.disk_usage(there).free > n
+    try:
+        if fits and hasattr(os, 'posix_fallocate'): os.posix_fallocate(f.fileno(), 0, n)
+        else: f.truncate(n)
+    except OSError: fits = False
+    if not fits: raise ValueError(f'{there} has no room for {n >> 20} MB of pictures; '
+                                  'set TMPDIR to a folder that has, or prepare them smaller')
+
 class _Shelf:
     "Room for n pictures and their thumbnails: in memory while they fit, else in a nameless file."
     def __init__(self, n, size, memory):
@@ -44,7 +54,7 @@ class _Shelf:
         if total <= memory: self.x = np.empty(shape, np.uint8)
         else:
             f = tempfile.TemporaryFile()
-            f.truncate(total)
+            _make_room(f, total)
             self.map = mmap.mmap(f.fileno(), total)
             self.x = np.frombuffer(self.map, np.uint8).reshape(shape)
 
@@ -98,6 +108,11 @@ def cleaned(
         while waiting: yield waiting.popleft().result()
 
 # %% ../../nbs/02d_prepare.ipynb #c018
+def _bytes(f): # of a file that is needed
+    try: return f.read()
+    except Exception as e: # of a dozen kinds
+        raise ValueError(f'{f.name} cannot be read: {e}') from None
+
 def _survey(path, labels):
     "The names of all files, the labels (columns or None), and the folder of their CSV."
     names, csvs = [], []
@@ -107,7 +122,7 @@ def _survey(path, labels):
     if labels: return names, read_csv(labels), ''
     if labels is None and csvs:
         top = min(csvs, key=lambda f: (f.name.count('/'), f.name))
-        return names, read_csv(top.read()), top.name.removesuffix('labels.csv')
+        return names, read_csv(_bytes(top)), top.name.removesuffix('labels.csv')
     beside = Path(path).parent/'labels.csv'
     used = labels is None and Path(path).is_dir() and beside.is_file()
     return names, read_csv(beside) if used else None, ''

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core import normal, one_of
+from ..core import generator, normal, one_of
 
 # %% ../../nbs/11d_mixture.ipynb #c009
 class Mixture(nn.Module):
@@ -95,7 +95,7 @@ def fit_mixture(
         raise ValueError(f'k is {k}; with {n} embeddings it must be from 1 to {n//2}')
     gm = GaussianMixture(k, covariance_type=covariance, max_iter=rounds, tol=tol,
                          reg_covar=1e-4, random_state=seed, warm_start=True)
-    g = torch.Generator().manual_seed(seed)
+    g = generator(seed)
     some = torch.randperm(n, generator=g)[:start].sort().values
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', ConvergenceWarning) # the last round is good enough

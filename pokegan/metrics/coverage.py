@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core import generator
 from ..data.images import Images, to_float
 from ..data.prepare import fingerprint, laid_on
 from .features import class_probs, Extractor, features
@@ -86,7 +87,7 @@ def train_classifier(
 ) -> Classifier: # on the CPU, frozen
     "Seconds for some thousands of pictures. Raises ValueError on a label that cannot be learned."
     names, y = class_numbers(images, label)
-    g = torch.Generator().manual_seed(seed)
+    g = generator(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Classifier(names, f'{label} classifier').requires_grad_(True).train()
@@ -164,7 +165,7 @@ def coverage_rows(
     seed:int=0, # of the choice of reals, and of the noise
 ) -> tuple: # ({name: Coverage}: floor, sets and ceiling at one n; the Coverage of other reals)
     "Count floor, sets and ceiling alike. Raises ValueError for too few reals."
-    n, g = min(map(len, sets.values())), torch.Generator().manual_seed(seed)
+    n, g = min(map(len, sets.values())), generator(seed)
     if len(real) < 2*n: raise ValueError(f'{len(real)} real pictures are too few beside {n} fakes; '
                                          f'give {2*n} reals, or fewer fakes')
     a, b = real[torch.randperm(len(real), generator=g)[:2*n]].chunk(2)

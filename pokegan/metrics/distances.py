@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..core import generator
+
 # %% ../../nbs/08b_distances.ipynb #c007
 def _checked(
     *sets:Tensor, # features (n,d)
@@ -77,7 +79,7 @@ def kid(
 ) -> tuple: # (value, standard error); multiply both by 1000 for tables
     "Unbiased squared MMD, kernel (x·y/d + 1)³ (Bińkowski 2018, section 4), with its jackknife error."
     a, b = _checked(a, b, least=4)
-    g = torch.Generator().manual_seed(seed)
+    g = generator(seed)
     k = min(groups, len(a)//2, len(b)//2)
     def split(v):
         order = torch.randperm(len(v), generator=g)
@@ -189,6 +191,6 @@ def halves(
     for i, v in enumerate(groups): rows.setdefault(v, []).append(i)
     if len(rows) < 2: raise ValueError(f'{len(rows)} group cannot be split in two')
     names, sides = list(rows), ([], [])
-    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(names), generator=generator(seed))
     for i in order.tolist(): min(sides, key=len).extend(rows[names[i]])
     return tuple(torch.tensor(sorted(s)) for s in sides)

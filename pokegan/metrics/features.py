@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import pick_device
+from ..core import generator, pick_device
 from ..data.images import to_float, to_uint8
 
 # %% ../../nbs/08a_features.ipynb #c010
@@ -67,7 +67,7 @@ class _Asked(nn.Module): # a network, and how features are got from it
 def _mean(net, x): return net(x).mean((2, 3))   # over all positions
 
 def _random(seed:int): # three layers of random filters
-    g = torch.Generator().manual_seed(seed)
+    g = generator(seed)
     size, layers = (3, 32, 64, 128), []
     for ni, nf in zip(size, size[1:]):
         conv = nn.utils.skip_init(nn.Conv2d, ni, nf, 4, 2, 1, bias=False)

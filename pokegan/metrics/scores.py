@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..core import generator
 from ..data.images import Images, to_uint8
 from ..data.prepare import fingerprint
 from .distances import frechet, halves, in_balls, inception_score, kid, memorised
@@ -111,7 +112,7 @@ def reference(
     if groups is None: groups = range(n)   # each of its own
     if len(groups) != n: raise ValueError(f'{len(groups)} groups for {n} real pictures; give one each')
     data = data or fingerprint(real.cpu().numpy())
-    g = torch.Generator().manual_seed(seed)
+    g = generator(seed)
     keep = torch.randperm(n, generator=g)[:limit].sort().values
     number = {v: i for i, v in enumerate(groups)}
     groups = torch.tensor([number[v] for v in groups])[keep]

@@ -177,9 +177,11 @@ def _sets(self:EncoderRecipe, images:Images, seed:int=0) -> tuple:
     "The recipe with `classes`, its sets, what run.json holds."
     names, sets = encoder_sets(self, images, seed)
     rows = {k: len(s) for k, s in sets.items()}
-    if self.faithful and min(rows.values()) < 2:
-        raise ValueError(f'{len(images)} pictures are too few for faithful=yes: '
-                         'of those for val and test it looks at two or more at once')
+    least = 2 if self.faithful else 1
+    if min(rows.values()) < least:
+        parts = ', '.join(f'{n} for {k}' for k, n in rows.items())
+        raise ValueError(f'{len(images)} pictures are too few for {self.name}: {parts}; '
+                         f'each part needs {least} or more')
     return replace(self, classes=len(names)), sets, dict(names=names, data=dict(rows=rows))
 
 def _phases(self:EncoderRecipe, nets:dict) -> list:

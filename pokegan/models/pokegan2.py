@@ -18,6 +18,7 @@ from ..core import one_of
 from ..data.records import RunInfo
 from ..training.checkpoint import fill, read_tensors, unflatten, write_info
 from ..training.losses import clip_weights, PAIRED, PAIRS, PENALTIES
+from ..training.stopping import ENDS
 from ..training.trainer import gan_phases, logit_stats, optimiser, Phase, REDRAW
 from .dcgan import conv_discriminator, down, init_dcgan, n_doublings
 from .encoder import ENCODER_RECIPES
@@ -208,9 +209,9 @@ def _fit_before(r:Recipe, images, at:Path, budget:dict, how:dict) -> dict: # bud
     "Steps 1 and 2 in a folder of their own, begun, taken up again or left as they are."
     was = how['team'].broadcast_object(lambda: read_info(at) if (at/'run.json').exists() else None)
     budget = was['budget'] if was else budget
-    done = was and 'test' in was and was['stopped'] != 'interrupted'
+    done = was and 'test' in was and was['stopped'] not in ENDS
     if not done: r.fit(images, at, budget, again=bool(was), **how)
-    if read_info(at)['stopped'] == 'interrupted': raise KeyboardInterrupt
+    if (stopped := read_info(at)['stopped']) in ENDS: raise KeyboardInterrupt(stopped)
     return budget
 
 # %% ../../nbs/12b_multiscale.ipynb #all3
@@ -221,6 +222,11 @@ def train_pokegan2(
 ):
     "All three: an encoder in folder/encoder, a generator that paints in folder/pretrain, then the GAN."
     folder, how = Path(folder), dict(how, team=team)
+    if self.pretrained and self.nz != 512:
+        raise ValueError(f'nz is {self.nz}; latents are embeddings of the encoder, of 512 values')
+    if self.pretrained and 2*self.components > len(images):
+        raise ValueError(f'{len(images)} pictures are too few for {self.components} components: '
+                         f'give {2*self.components} or more, or components={len(images)//2}')
     if not again and not team.rank(): _write_plan(self, images, folder, budget, how)
     spent = 0.
     for name, r, *length in self.steps_before(images):

@@ -25,6 +25,7 @@ from ..training.callbacks import GridCB, LoadCB, LogCB, PictureCB, ProgressCB
 from ..training.checkpoint import CheckpointCB, EMACB, load_state
 from ..training.health import HealthCB
 from ..training.losses import PAIRS
+from ..training.stopping import StopCB
 from ..training.schedules import linear, ScheduleCB
 from ..training.trainer import Trainer
 from ..metrics.tracking import CurvesCB, CurvesPictureCB, KIDCB
@@ -250,7 +251,8 @@ def fit_run(
     keep = dict(keep=budget.get('keep_every'), keep_epochs=budget.get('keep_epochs'))
     t.callbacks += [CheckpointCB(folder, meta, budget.get('save_every'), **keep)]
     t.callbacks += [PictureCB(folder), CurvesPictureCB(folder)]
-    t.callbacks = team.wrap_callbacks(sorted(t.callbacks, key=lambda c: c.order))
+    stop = StopCB()
+    t.callbacks = team.wrap_callbacks(sorted([*t.callbacks, stop], key=lambda c: c.order))
     minutes = budget.get('minutes')
     if minutes: minutes = max(minutes - budget.get('before', 0.), .001) # earlier steps had theirs
-    return t.fit(budget.get('steps'), minutes, budget.get('epochs'))
+    with stop: return t.fit(budget.get('steps'), minutes, budget.get('epochs'))

@@ -6,7 +6,7 @@
 __all__ = ['PANELS', 'read_log', 'LogCB', 'LoadCB', 'epoch_ended', 'stamp', 'read_stamp', 'save_png', 'GridCB', 'write_gif', 'make_gif', 'plot_log', 'PictureCB', 'ProgressCB', 'stages']
 
 # %% ../../nbs/06a_callbacks.ipynb #c003
-import csv
+import csv, sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,7 +120,8 @@ def read_stamp(path:Path) -> tuple: # of a file that is called so -> (step,) or 
 
 # %% ../../nbs/06a_callbacks.ipynb #c021
 def save_png(x:Tensor, path:str|Path): # (3,h,w), or (b,3,h,w) as a grid; float in [-1,1] or uint8
-    "One PNG, replaced whole. No JPEG: its blocks would be measured as well."
+    "One PNG, replaced whole. ValueError on another suffix; a JPEG's blocks would be measured as well."
+    if Path(path).suffix.lower() != '.png': raise ValueError(f'{path}: pictures are written as PNG; name a .png')
     with replacing(path) as p: to_image(x).save(p, 'PNG')
 
 class GridCB(Callback):
@@ -213,24 +214,29 @@ class PictureCB(Callback):
 
 # %% ../../nbs/06a_callbacks.ipynb #c031
 class ProgressCB(Callback):
-    "A bar with images per second, the time left, and how many steps that will buy."
+    "A bar with speed, time left, and how many steps that will buy; without a terminal a line a minute."
     def __init__(self, seconds:float=.5, file=None): self.seconds, self.file = seconds, file
 
     def before_fit(self, t):
+        live = self.file or sys.stderr.isatty() or 'ipykernel' in sys.modules
+        self.every, self.says = (self.seconds, False) if live else (60., not t.rank) # a line a minute
         self.bar = tqdm(total=100, bar_format='{desc} {percentage:3.0f}%|{bar:24}| {postfix}',
-                        file=self.file, disable=t.rank > 0)
+                        file=self.file, disable=t.rank > 0 or not live)
         self.first, self.at = (t.progress(), t.seconds, t.images_seen, t.step), t.seconds
 
     def after_step(self, t):
-        if t.seconds - self.at >= self.seconds: self.show(t)
+        if t.seconds - self.at >= self.every: self.show(t)
 
     def show(self, t):
         now, self.at = (t.progress(), t.seconds, t.images_seen, t.step), t.seconds
         share, seconds, images, steps = (b-a for a, b in zip(self.first, now))
         ahead = max(0, 1-t.progress())/max(share, 1e-9) # as many times what is behind us
         self.bar.n = min(100, 100*t.progress())
-        self.bar.set_description_str(f'step {t.step} of {t.step + steps*ahead:.0f}', refresh=False)
-        self.bar.set_postfix_str(f'{images/(seconds or 1):.0f} images/s, {seconds*ahead/60:.1f} min left')
+        step = f'step {t.step} of {t.step + steps*ahead:.0f}'
+        speed = f'{images/(seconds or 1):.0f} images/s, {seconds*ahead/60:.1f} min left'
+        self.bar.set_description_str(step, refresh=False)
+        self.bar.set_postfix_str(speed)
+        if self.says: print(step, speed, sep=', ', file=sys.stderr, flush=True)
 
     def after_fit(self, t):
         self.show(t)

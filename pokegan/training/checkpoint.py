@@ -187,7 +187,6 @@ class CheckpointCB(Callback):
 
     def save(self, t) -> bool: # were they written?
         if t.rank or not finite(t.nets): return False  # no broken weights over the last good ones
-        self.keeper.write(t)  # an interrupted step has not come to it
         t.call('before_save')
         save_state(t, self.folder/'state.safetensors')
         write_tensors(self.folder/'last.safetensors', flatten(t.nets), step=t.step)

@@ -7,7 +7,7 @@ __all__ = ['company', 'rank', 'world_size', 'init_distributed', 'all_reduce_mean
            'agree', 'DistributedCB', 'wrap_callbacks', 'load_once']
 
 # %% ../../nbs/12c_processes.ipynb #c003
-import atexit, os, re, shutil, signal, tempfile, threading
+import atexit, os, re, shutil, tempfile
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -163,19 +163,14 @@ class DistributedCB(Callback):
         if world_size() > 1: _same_start(t)
         opts = {p.opt for p in t.phases}
         self.hooks = [o.register_step_pre_hook(average_gradients) for o in opts]
-        self.asked, self.handlers = '', {}
-        if world_size() > 1 and threading.current_thread() is threading.main_thread():
-            self.handlers = {s: signal.signal(s, self.ask) for s in (signal.SIGINT, signal.SIGTERM)}
         self.pass_on(t, 'before_fit')
-
-    def ask(self, *_): self.asked = 'interrupted' # Ctrl-C, or torchrun's SIGTERM: after this step
 
     def after_step(self, t):
         t.logs = dict(zip(t.logs, all_reduce_mean(list(t.logs.values()))))
         t.seconds = broadcast_object(lambda: t.seconds)
         if world_size() > 1 and t.step % self.every == 0: _check_same(t)
         self.pass_on(t, 'after_step')
-        t.stop = agree(t.stop or self.asked)
+        t.stop = agree(t.stop)
 
     def before_save(self, t): self.pass_on(t, 'before_save')
 
@@ -183,7 +178,6 @@ class DistributedCB(Callback):
         for h in self.hooks: h.remove()
         if world_size() > 1: _check_same(t)
         self.pass_on(t, 'after_fit')
-        for s, h in self.handlers.items(): signal.signal(s, h)
         if world_size() > 1:
             with company(): dist.barrier()
 

@@ -115,13 +115,13 @@ class Batch:
 def check_budget(
     steps:int|None=None, minutes:float|None=None, epochs:float|None=None
 ):
-    "Raises ValueError unless there is a budget, and one above 0."
+    "Raises ValueError unless there is a budget, and one that can be."
     budget = dict(steps=steps, minutes=minutes, epochs=epochs)
     if all(v is None for v in budget.values()):
         raise ValueError('there is no budget; give steps=…, epochs=… or minutes=…')
     for k, v in budget.items():
-        if v is not None and not 0 < v < math.inf:
-            raise ValueError(f'{k} is {v}; it must be a number above 0')
+        if v is not None and not 0 < v <= 1e12:
+            raise ValueError(f'{k} is {v}; it must be a number above 0, and no more than 1e12')
 
 class Callback:
     "Something that happens around steps. Override what you need; each hook gets the trainer."
@@ -221,19 +221,21 @@ class Trainer:
         minutes:float|None=None, # … or this many minutes, whichever comes first
         epochs:float|None=None   # … or so many passes through the data
     ) -> 'Trainer':
-        "Train until the budget is used up, a callback sets `stop`, or you interrupt."
+        "Train until the budget is used up, or a callback sets `stop`. A machine's sleep does not count."
         check_budget(steps, minutes, epochs)
         if epochs: steps = min(self.steps_in(epochs), steps or math.inf)
         self.steps, self.minutes, self.stop = steps, minutes, ''
         with torch.random.fork_rng([self.device] if self.device.type == 'cuda' else []):
             self.call('before_fit')
-            t0 = time.perf_counter() - self.seconds
-            try:
-                while not self.stop and not self.progress() >= 1:
-                    self.one_step()
-                    self.seconds = time.perf_counter() - t0
-                    self.call('after_step')
-            except KeyboardInterrupt: self.stop = 'interrupted'
+            mark, usual = time.perf_counter(), math.inf
+            while not self.stop and not self.progress() >= 1:
+                began = time.perf_counter()
+                self.one_step()
+                now = time.perf_counter()
+                slept = now - began > max(60, 20*usual)
+                self.seconds += (began if slept else now) - mark
+                mark, usual = now, usual if slept else now - began
+                self.call('after_step')
             self.call('after_fit')
         return self
 
