@@ -214,7 +214,7 @@ def rows_like(r, like:Path, n:int, seed:int, background:str): # a Run -> (k,1+n,
 @app.command('sample')
 def sample_command(
     run: RunFolder,
-    n: Annotated[int|None, Opt(help='how many images; default 64, or 8 like each picture', min=1)] = None,
+    n: Annotated[int|None, Opt(help='how many; default 64, or 8 like each picture', min=1)] = None,
     like: Annotated[Path|None, Opt(help=LIKE)] = None,
     background: Annotated[str, Opt(help=BACKGROUND)] = 'white',
     kind: Annotated[str, Opt(help=KIND)] = '',

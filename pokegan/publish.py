@@ -12,8 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .core import check_free
-from .data.images import replacing_folder, to_uint8
+from .core import check_free, replacing_folder
+from .data.images import to_uint8
 from .data.records import RunInfo
 from .training.callbacks import save_png
 from .training.checkpoint import flatten, unflatten, write_info, write_tensors

@@ -33,8 +33,9 @@ def recipe(
     r = RECIPES.get(name) if isinstance(name, str) else name
     if r is None: raise ValueError(f"no recipe is called {name!r}; there are {', '.join(RECIPES)}")
     known = [f.name for f in fields(r)]
-    wrong = ', '.join(sorted(set(changes) - set(known)))
-    if wrong: raise ValueError(f"{r.name} has no {wrong}; it has {', '.join(known)}")
+    wrong = sorted(set(changes) - set(known))
+    strange = ', '.join(k or "field ''" for k in wrong)
+    if wrong: raise ValueError(f"{r.name} has no {strange}; it has {', '.join(known)}")
     return replace(r, **changes)
 
 # %% ../nbs/15a_recipes.ipynb #cnt2

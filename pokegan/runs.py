@@ -33,8 +33,6 @@ from .models.transfer import fitting, Start
 from . import recipes
 
 # %% ../nbs/15a2_runs.ipynb #c023
-MOST = 2**16 # latents at once
-
 @dataclass
 class Run:
     "A run folder, opened: its recipe, its networks, its log."
@@ -64,8 +62,7 @@ class Run:
         Raises ValueError on a kind that it does not know."""
         own = _of_kind(self, kind) if kind else self.recipe.prior(self.nets)
         draw = prior(own, self.recipe.nz, truncation, psi)
-        if not 1 <= n <= MOST: raise ValueError(f'n is {n}; it must be from 1 to {MOST}')
-        return draw(n, generator(seed))
+        return draw(_count(n), generator(seed))
 
     @plain_torch()
     def sample(self, n:int=64, seed:int=0, truncation:float|None=None, psi:float=1.,
@@ -91,6 +88,12 @@ class Run:
         return sample(self.G, self.encode(x, n, seed))
 
 # %% ../nbs/15a2_runs.ipynb #8467565c
+MOST = 2**16 # latents at once
+
+def _count(n:int) -> int:
+    if 1 <= n <= MOST: return n
+    raise ValueError(f'n is {n}; it must be from 1 to {MOST}')
+
 def _of_kind(run:Run, kind:str) -> Callable: # its prior, for this kind alone
     if not run.kinds:
         raise ValueError(f'{run.folder.name} was trained without labels and cannot be asked for '
@@ -166,7 +169,7 @@ def new_folder(
     name:str, # of the recipe
     run:str|Path|None=None # default: as `claim_folder` gives it
 ): # yields a Path
-    "A folder for a new run, held while the block runs. ValueError where there is a run, or somebody."
+    "A folder for a new run, held within the block. ValueError where there is a run, or somebody."
     folder, ours = Path(run) if run else claim_folder(name), not (run and Path(run).exists())
     try:
         with claimed(folder):

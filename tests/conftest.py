@@ -1,7 +1,17 @@
 import signal
+from pathlib import Path
 
 import torch
 
 torch.set_num_threads(1)  # two test processes at most, two cores: no thread waits for another
 # a job in the background ignores Ctrl-C, and so would its children
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What runs on the oldest versions, on Windows and on macOS as well: pytest -m quick (minutes, no network)
+QUICK = ('cleaning cli data dcgan face fuzz losses machines publish records runs sampling schedules '
+         'smoothing start stopping train walks').split()
+
+
+def pytest_collection_modifyitems(items):
+    for i in items:
+        if Path(i.path).stem.removeprefix('test_') in QUICK: i.add_marker('quick')

@@ -290,3 +290,43 @@ def test_pokegan2_does_its_three_steps_and_goes_on(tmp_path):
     assert (at/'pretrain/last.safetensors').read_bytes() == before
     pokegan('sample', 'mine', '--n', 4, cwd=tmp_path)
     assert 'trains E' in refused('sample', 'mine/encoder', cwd=tmp_path)
+
+
+EDGES = [
+    *[f'sample creatures-dcgan --n {n}' for n in (0, -1, 10**9)],
+    *[f'sample creatures-dcgan --n 2 --seed {s}' for s in (-2**63-1, 2**63, 2**64)],
+    *[f'sample creatures-dcgan --n 2 --truncation {v}' for v in ('nan', 0, -1)],
+    *[f'sample creatures-dcgan --n 2 --psi {v}' for v in ('nan', 'inf', -1, 2)],
+    *[f'walk creatures-dcgan --frames {n}' for n in (0, -1, 10**6)],
+    *[f'walk creatures-dcgan --stops {n}' for n in (0, 1, 10**9)],
+    *[f'evaluate creatures-dcgan --features random --data creatures:64 --n {n}' for n in (0, -1, 10**9)],
+    *[f'train --data creatures:8 --size 16 --{k} {v}' for k, v in (
+        ('minutes', 0), ('minutes', 'nan'), ('minutes', 'inf'), ('minutes', 1e300), ('epochs', 1e308),
+        ('steps', 0), ('steps', -1), ('save-every', 0), ('keep-every', -1),
+        ('seed', 2**63), ('seed', 2**64))],
+    *[f'data creatures:{n}' for n in (0, 1, -1, 10**9)],
+    *[f'data creatures:8 --size {n}' for n in (0, 96, 10**9)],
+    'compare dcgan-quick --seeds 0', 'compare dcgan-quick --n 0',
+    'sample creatures-dcgan --n 2 --out nowhere/g.png',
+    'sample creatures-dcgan --n 2 --out g.jpg', 'sample creatures-dcgan --n 2 --out .']
+
+
+@pytest.mark.parametrize('words', EDGES)
+def test_numbers_at_the_edge(words, tmp_path, monkeypatch, capsys):
+    "One line, exit 2, nothing written."
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as e: main(words.split())
+    said = capsys.readouterr().err.splitlines()
+    assert e.value.code == 2 and len(said) == 1 and said[0].startswith('pokegan: '), said
+    assert not [*tmp_path.iterdir()]
+
+
+def test_numbers_just_inside(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ['--recipe', 'dcgan-quick:ngf=4,ndf=4', '--size', '16', '--data', 'creatures:8']
+    for i, words in enumerate((['--minutes', '0.001'], ['--steps', '1', '--seed', str(2**63-1)],
+                               ['--steps', '1', '--seed', '-5', '--save-every', str(10**12)])):
+        main(['train', *small, *words, '--run', str(i), '--device', 'cpu'])
+    main(['sample', '2', '--n', '1', '--seed', str(-2**63)])
+    capsys.readouterr()
+    assert all((tmp_path/f'{i}/run.json').exists() for i in range(3))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, HealthCheck, settings, strategies as st
 from PIL import Image
 
-from pokegan import load_run, recipe, train
+from pokegan import cli, load_run, recipe, train
 from pokegan.core import holder
 from pokegan.data import Images
 from pokegan.data.cleaning import clean, Report, Skip
@@ -26,11 +26,9 @@ def fuzz(n): return settings(max_examples=n*TIMES, **HOW)
 
 
 def one_line(call, *args):
-    "What it returns; None where it said one line. Anything else is a failure."
+    "What it returns; None where the command would say one line. Anything else is a failure."
     try: return call(*args)
-    except (ValueError, OSError) as e:
-        text = str(getattr(e, 'strerror', None) or e)
-        assert text and '\n' not in text, repr(text)
+    except (ValueError, OSError) as e: assert cli.one_line(e).isprintable() and cli.one_line(e)
 
 
 odd = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),

@@ -102,21 +102,25 @@ def _wide_grey(im):
     return grey
 
 # %% ../../nbs/02a_cleaning.ipynb #c025
+def _unless_corrupt(read): # whatever a library makes of broken data
+    try: return read()
+    except Skip: raise
+    except Exception: raise Skip('truncated or corrupt data') from None
+
 _CLEAR = ('RGBA', 'LA', 'PA', 'La', 'RGBa')   # modes with an alpha channel
 
 def decode(
     im:Image.Image, # from `open_header`
 ) -> Image.Image: # mode RGB, or RGBA where something is transparent
     "First frame, upright, 8 bits a channel. Raises `Skip` for broken or blank pictures."
-    try:
+    def read(im):
         im.load()
         im = ImageOps.exif_transpose(im)
         if im.mode == 'F' or im.mode.startswith('I'): im = _wide_grey(im)
         clear = im.mode in _CLEAR or 'transparency' in im.info
         im = im.convert('LA') if im.mode == 'La' else im
-        im = im.convert('RGBA' if clear else 'RGB')
-    except Skip: raise
-    except Exception: raise Skip('truncated or corrupt data') from None
+        return im.convert('RGBA' if clear else 'RGB')
+    im = _unless_corrupt(lambda: read(im))
     ranges = im.getextrema()   # (lowest, highest) of each channel
     if im.mode == 'RGBA' and ranges[3][1] == 0: raise Skip('blank: nothing but transparency')
     if max(hi-lo for lo, hi in ranges) <= 2: raise Skip('blank: one colour')
@@ -202,10 +206,10 @@ def clean(
 ) -> Clean: # pixels, and what was found on the way
     "From bytes to a clean square RGB picture. Raises `Skip`, whose message is the reason."
     raw = open_header(data, max_pixels)
-    frames, mode = getattr(raw, 'n_frames', 1), raw.mode   # decoding may change them
+    frames, mode = _unless_corrupt(lambda: getattr(raw, 'n_frames', 1)), raw.mode # decoding may change them
     with _one_large if raw.width*raw.height > 4_000_000 else nullcontext():
         im = decode(raw)
-        turned = raw.getexif().get(0x0112, 1) not in (0, 1)  # the tag that says which way is up
+        way = _unless_corrupt(lambda: raw.getexif().get(0x0112, 1)) # the tag that says which way is up
         full = compose(im, background)
         if max(hi-lo for lo, hi in full.getextrema()) <= 2:
             raise Skip('blank on this background: choose another, as in --background black')
@@ -214,7 +218,7 @@ def clean(
             white = fit_square(compose(im), size, fit)
     notes = [mode] if mode not in ('RGB', 'RGBA', 'P', 'L') else []
     if frames > 1: notes.append(f'first of {frames} frames')
-    if turned: notes.append('turned upright')
+    if way not in (0, 1): notes.append('turned upright')
     if im.width != im.height: notes.append(dict(pad='padded', crop='cropped', stretch='stretched')[fit])
     thumb = white.resize((9, 9), Image.BOX)
     return Clean(np.asarray(rgb), np.asarray(thumb), *im.size, mode=mode,

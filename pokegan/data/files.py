@@ -117,7 +117,8 @@ def _walk_tar(path): # yields Found, in the order of the archive
             else: yield Found(m.name, partial(bytes, t.extractfile(m).read()))
 
 # %% ../../nbs/02c_gather.ipynb #c021
-def _damaged(path): return ValueError(f'{path} is damaged, or was cut off while copying; fetch it again')
+def _damaged(path): # an error, to be raised
+    return ValueError(f'{path} is damaged, or was cut off while copying; fetch it again')
 
 def _unless_broken(path, found): # Found of an archive
     try: yield from found
@@ -138,7 +139,7 @@ def walk(
         raise ValueError(f'{path} does not exist; give a folder, a .zip or a .tar of pictures')
     if path.is_dir(): return walk_folder(path)
     if not path.is_file(): # reading from a pipe or a device may never end
-        raise ValueError(f'{path} is no file and no folder; give a folder, a .zip or a .tar of pictures')
+        raise ValueError(f'{path} is no file; give a folder, a .zip or a .tar of pictures')
     if _is(zipfile.is_zipfile, path): return _unless_broken(path, _walk_zip(path))
     if _is(tarfile.is_tarfile, path): return _unless_broken(path, _walk_tar(path))
     raise ValueError(f'{path} is no folder and no complete .zip or .tar '
@@ -201,7 +202,7 @@ def match_labels(
     columns:dict, # from `read_csv`; one of the columns names files
     root:str='', # folder of the CSV inside the set, as 'images/'
 ) -> tuple: # (column -> list of n values, '' where the CSV says nothing; how many files it names)
-    "Find the column that names the files (by path, path from the CSV, name or stem), and their rows."
+    "Find the column that names files (by path, path from the CSV, name or stem), and their rows."
     best, hits = [None]*len(files), 0
     for spelt in (_whole, _from_csv, _name, _stem, _number):
         keys = [spelt(f, root) for f in files]

@@ -71,11 +71,16 @@ class LogCB(Callback):
             w.writerows(self.rows)
 
     def before_save(self, t): # so that a resumed run finds every row
+        if t.progress() >= 1: self.end(t)
         self.settle()
         self.write(t)
 
+    def end(self, t): # the last step has a row in any case
+        self.settle()
+        if t.logs and [r['step'] for r in self.rows[-1:]] != [t.step]: self.record(t)
+
     def after_fit(self, t):
-        if t.logs and t.step % self.every: self.record(t)
+        self.end(t)
         self.before_save(t)
 
 # %% ../../nbs/06a_callbacks.ipynb #c016
@@ -121,7 +126,8 @@ def read_stamp(path:Path) -> tuple: # of a file that is called so -> (step,) or 
 # %% ../../nbs/06a_callbacks.ipynb #c021
 def save_png(x:Tensor, path:str|Path): # (3,h,w), or (b,3,h,w) as a grid; float in [-1,1] or uint8
     "One PNG, replaced whole. ValueError on another suffix; a JPEG's blocks would be measured as well."
-    if Path(path).suffix.lower() != '.png': raise ValueError(f'{path}: pictures are written as PNG; name a .png')
+    if Path(path).suffix.lower() != '.png':
+        raise ValueError(f'{path}: pictures are written as PNG; name a .png')
     with replacing(path) as p: to_image(x).save(p, 'PNG')
 
 class GridCB(Callback):
@@ -214,12 +220,13 @@ class PictureCB(Callback):
 
 # %% ../../nbs/06a_callbacks.ipynb #c031
 class ProgressCB(Callback):
-    "A bar with speed, time left, and how many steps that will buy; without a terminal a line a minute."
+    "A bar with speed, time left, and how many steps that buys; without a terminal a line a minute."
     def __init__(self, seconds:float=.5, file=None): self.seconds, self.file = seconds, file
 
     def before_fit(self, t):
         live = self.file or sys.stderr.isatty() or 'ipykernel' in sys.modules
-        self.every, self.says = (self.seconds, False) if live else (60., not t.rank) # a line a minute
+        self.says = not (live or t.rank)
+        self.every = self.seconds if live else 60.
         self.bar = tqdm(total=100, bar_format='{desc} {percentage:3.0f}%|{bar:24}| {postfix}',
                         file=self.file, disable=t.rank > 0 or not live)
         self.first, self.at = (t.progress(), t.seconds, t.images_seen, t.step), t.seconds

@@ -52,4 +52,5 @@ class StopCB(Callback):
     def after_step(self, t):
         if not self.asked or t.stop or t.progress() >= 1: return
         t.stop = self.asked
-        if not t.rank: tqdm.write(f'{self.asked}: step {t.step} is being saved; a third signal would end at once')
+        said = f'{self.asked}: step {t.step} is being saved; a third signal would end at once'
+        if not t.rank: tqdm.write(said)
