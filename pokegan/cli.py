@@ -214,7 +214,7 @@ def rows_like(r, like:Path, n:int, seed:int, background:str): # a Run -> (k,1+n,
 @app.command('sample')
 def sample_command(
     run: RunFolder,
-    n: Annotated[int|None, Opt(help='how many; default 64, or 8 like each picture', min=1)] = None,
+    n: Annotated[int|None, Opt(help='how many; default 64, or 8 like each picture')] = None,
     like: Annotated[Path|None, Opt(help=LIKE)] = None,
     background: Annotated[str, Opt(help=BACKGROUND)] = 'white',
     kind: Annotated[str, Opt(help=KIND)] = '',
@@ -229,6 +229,7 @@ def sample_command(
     from pokegan.data.images import grid, to_uint8
     from pokegan.training.callbacks import save_png
     n = n if n is not None else 8 if like else 64
+    if n < 1: raise ValueError(f'n is {n}; ask for at least 1 image')
     if like and (truncation is not None or psi != 1 or kind):
         raise ValueError('--like says where latents come from; leave out --truncation, --psi and --kind')
     r, said = pokegan.load_run(run, step=step), f'{n} images' + (f' of {kind}' if kind else '')

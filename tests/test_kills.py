@@ -9,7 +9,7 @@ from pokegan.training.callbacks import read_log
 from pokegan.training.checkpoint import read_tensors
 
 pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='one process is forked for each life')
-KILLS = int(os.environ.get('KILLS', 3))
+KILLS = int(os.environ.get('KILLS', 2))
 TINY = 'size=32,ngf=4,ndf=4,nz=8,batch=4,amp=no'
 FAMILIES = {  # recipe -> how many steps
     f'dcgan-small-data:{TINY}': 10,                                       # ADA's state, an average of G
