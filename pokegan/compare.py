@@ -6,18 +6,20 @@
 __all__ = ['evaluate', 'evaluate_kinds', 'train_or_load', 'row_unit', 'show_value', 'mean_se', 'compare']
 
 # %% ../nbs/15b_compare.ipynb #c003
-import csv, json, statistics
+import csv, statistics
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from .core import check_free, claimed, pick_device, plain_torch, replacing
+from .data.records import read_record, to_json
 from .data.images import class_numbers, grid, Images, load_images, to_float, to_uint8
 from .training.stopping import ENDS
 from .training.trainer import check_budget
 from .metrics.coverage import Confusion, confusion, train_classifier
-from .metrics.scores import METRICS, real_reference, Reference, score_images, Scores
+from .metrics.scores import (
+    METRICS, real_reference, Reference, score_images, Scores, ScoresInfo)
 from .models.classifier import split_rows, subset
 from .models.encoder import named_features
 from .models.recipe import Recipe, to_plain
@@ -29,7 +31,7 @@ def _score_run(run:Run, ref:Reference, n:int=1024, seed:int=0, file:str='scores.
     "Score n pictures of a run; the scores go beside it with their card, unless it was published."
     scores = score_images(to_uint8(run.sample(n, seed)), ref)
     if 'published' in run.info: return scores # lesson 15c: what was given away stays as it is
-    text = json.dumps(dict(step=run.info['step'], **scores.to_dict()), indent=1)
+    text = to_json(dict(step=run.info['step'], **scores.to_dict()), ScoresInfo)
     with replacing(run.folder/file) as p: p.write_text(text, encoding='utf-8')
     return scores
 
@@ -247,7 +249,7 @@ def compare(
 def _load_scores(run:Run, ref:Reference, n:int) -> Scores|None:
     "Scores of an earlier call; None unless they are of this step and were measured in this way."
     if not (p := run.folder/'scores.json').exists(): return None
-    stored = json.loads(p.read_text(encoding='utf-8'))
+    stored = read_record(p, ScoresInfo, 'evaluate again, or remove it')
     scores = Scores.from_dict(stored)
     wanted = ref.card | dict(n_fake=n)
     same = all(getattr(scores.card, k) == v for k, v in wanted.items())

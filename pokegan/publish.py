@@ -6,7 +6,6 @@
 __all__ = ['in_half', 'train_call', 'limit_list', 'rights', 'model_card', 'publish']
 
 # %% ../nbs/15c_publish.ipynb #c003
-import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,10 +13,10 @@ from torch import Tensor
 
 from .core import check_free, replacing_folder
 from .data.images import to_uint8
-from .data.records import RunInfo
+from .data.records import read_record, RunInfo
 from .training.callbacks import save_png
 from .training.checkpoint import flatten, unflatten, write_info, write_tensors
-from .metrics.scores import score_table, Scores
+from .metrics.scores import score_table, Scores, ScoresInfo
 from .models.recipe import from_plain, read_info
 from .recipes import RECIPES
 from .runs import load_run, Run
@@ -188,8 +187,8 @@ def _without_paths(values:dict) -> dict: # of plain values
 def _read_scores(run:Run, which:str) -> dict|None: # which: 'last' or 'best'
     "What `evaluate` stored beside a run, if it is of this step."
     p = run.folder/('scores.json' if which == 'last' else f'scores-{which}.json')
-    stored = json.loads(p.read_text(encoding='utf-8')) if p.exists() else {}
-    return stored if stored.get('step') == run.info['step'] else None
+    stored = read_record(p, ScoresInfo, 'evaluate again, or remove it') if p.exists() else None
+    return stored if stored and stored['step'] == run.info['step'] else None
 
 # %% ../nbs/15c_publish.ipynb #c036a
 def _published_info(run:Run, facts:dict, which:str, limits:str, licence:str) -> dict: # run.json

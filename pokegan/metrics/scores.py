@@ -4,21 +4,22 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'Card', 'comparable', 'Seen', 'Reference', 'reference', 'real_reference', 'Metric', 'Score', 'Scores',
-           'score_images', 'score_table']
+           'Measured', 'ScoresInfo', 'score_images', 'score_table']
 
 # %% ../../nbs/08c_metrics.ipynb #c003
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple
 
-import torch
+import msgspec, torch
 from torch import Tensor
 
 from ..core import generator
 from ..data.images import Images, to_uint8
 from ..data.prepare import fingerprint
+from ..data.records import Saved
 from .distances import frechet, halves, in_balls, inception_score, kid, memorised
 from .features import class_probs, features
 
@@ -224,8 +225,19 @@ class Scores:
         return dict(card=asdict(self.card), scores={k: s._asdict() for k, s in self.of.items()})
 
     @classmethod
-    def from_dict(cls, d):
-        return cls(Card(**d['card']), {k: Score(**s) for k, s in d['scores'].items()})
+    def from_dict(cls, d): # as a ScoresInfo, lesson 02d2
+        card = Card(**{f.name: d['card'][f.name] for f in fields(Card)})
+        return cls(card, {k: Score(*map(s.get, Score._fields)) for k, s in d['scores'].items()})
+
+class Measured(msgspec.Struct): # a Score in a file
+    value: float
+    se: float|None
+    floor: float
+    ceiling: float
+
+class ScoresInfo(Saved, kw_only=True): # scores.json
+    card: Card
+    scores: dict[str, Measured]
 
 # %% ../../nbs/08c_metrics.ipynb #c018
 def _mean(found): # numbers, or (number, standard error) -> mean, its standard error or None
