@@ -70,6 +70,9 @@ def _zip_name(i): # many programs write UTF-8 without the mark that says so
     try: return i.filename.encode('cp437').decode()
     except UnicodeError: return i.filename
 
+def _piecewise(z, i): # in one go it would be in memory several times over
+    with z.open(i) as f: return b''.join(iter(partial(f.read, 1 << 20), b''))
+
 def _walk_zip(path): # yields Found, without unpacking anything
     "Every file of a zip archive, read in place."
     z = zipfile.ZipFile(path)   # closed when the last `read` is forgotten
@@ -79,7 +82,7 @@ def _walk_zip(path): # yields Found, without unpacking anything
         if stat.S_ISLNK(i.external_attr >> 16): yield Found(name, reason='link inside an archive')
         elif i.flag_bits & 1: yield Found(name, reason='encrypted')
         elif reason := _too_big(i.file_size): yield Found(name, reason=reason)
-        else: yield Found(name, partial(z.read, i), size=i.file_size)
+        else: yield Found(name, partial(_piecewise, z, i), size=i.file_size)
 
 # %% ../../nbs/02c_gather.ipynb #c017
 def _link_reason(name, links, files):
