@@ -253,7 +253,7 @@ BETWEEN = 'walk from one picture to another, in a run that can read pictures'
 @app.command('walk')
 def walk_command(
     run: RunFolder,
-    frames: Annotated[int, Opt(help='pictures on the way', min=2, max=9999)] = 60,
+    frames: Annotated[int, Opt(help='pictures on the way', max=9999)] = 60,
     stops: Annotated[int|None, Opt(help='latents to pass; default 4', min=2, max=9999)] = None,
     loop: Annotated[bool, Opt('--loop', help='end where it began')] = False,
     truncation: Truncation = None,

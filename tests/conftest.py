@@ -4,8 +4,10 @@ from pathlib import Path
 import torch
 
 torch.set_num_threads(1)  # two test processes at most, two cores: no thread waits for another
-# a job in the background ignores Ctrl-C, and so would its children
+# a job in the background ignores Ctrl-C, one under nohup SIGHUP, and so would the processes that tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if getattr(signal, 'SIGHUP', None) and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 # What runs on the oldest versions, on Windows and on macOS as well: pytest -m quick (minutes, no network)
 QUICK = ('cleaning cli data dcgan face fuzz losses machines publish records runs sampling schedules '

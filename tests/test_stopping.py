@@ -211,7 +211,7 @@ from pokegan.publish import publish
 from pokegan.data import Images
 import torch
 x = torch.randint(0, 256, (int(sys.argv[2]), 3, 16, 16), dtype=torch.uint8)
-for _ in range(10):
+for _ in range(6):
     try:
         if sys.argv[1] == 'set': Images(x).save('set')
         else: publish('r', 'out')
