@@ -272,7 +272,7 @@ from contextlib import contextmanager, ExitStack
 @contextmanager
 def plain_torch():
     "float32, on the CPU, with gradients, whatever was set before; afterwards that is set again."
-    dtype, there = torch.get_default_dtype(), torch.get_default_device().type
+    dtype, there = torch.get_default_dtype(), torch.empty(0).device.type
     torch.set_default_dtype(torch.float32)
     try:
         with ExitStack() as state:

@@ -10,7 +10,7 @@ if getattr(signal, 'SIGHUP', None) and signal.getsignal(signal.SIGHUP) == signal
     signal.signal(signal.SIGHUP, lambda *_: None)
 
 # What runs on the oldest versions, on Windows and on macOS as well: pytest -m quick (minutes, no network)
-QUICK = ('cleaning cli data dcgan face fuzz losses machines publish records runs sampling schedules '
+QUICK = ('cleaning cli data dcgan face fuzz losses publish records runs sampling schedules '
          'smoothing start stopping train walks').split()
 
 
