@@ -281,6 +281,11 @@ def test_wrong_options_and_empty_sets(tmp_path, eight):
         with pytest.raises(ValueError, match='no folder and no complete'): load_images(tmp_path/name)
 
 
+@pytest.mark.skipif(not Path('/proc/self/mem').exists(), reason='a file that cannot be read, as Linux has it')
+def test_a_source_that_cannot_be_read_is_named():
+    with pytest.raises(ValueError, match='/proc/self/mem: cannot be read'): load_images('/proc/self/mem')
+
+
 @pytest.mark.skipif(os.name == 'nt', reason='links')
 def test_links_and_what_is_no_file(tmp_path, eight):
     (eight/'sub').mkdir()

@@ -129,7 +129,7 @@ def _unless_broken(path, found): # Found of an archive
 
 def _is(kind, path): # kind: zipfile.is_zipfile or tarfile.is_tarfile
     try: return kind(path)
-    except BROKEN as e:
+    except (OSError, *BROKEN) as e: # a gzip that is none is an OSError without a number
         if getattr(e, 'errno', None): raise ValueError(f'{path}: {why(e)}') from None
         raise _damaged(path) from None
 
