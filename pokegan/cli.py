@@ -99,7 +99,7 @@ def _goodbye(code:int) -> str: # what a signal's exit code means
 
 @contextmanager
 def signals_end():
-    "What a signal has stopped within the block, and saved, is told to the shell by the exit code."
+    "For a command: what a signal has stopped, and saved, is told to the shell by the exit code."
     from pokegan.training.stopping import ENDS # imports torch, which is slow
     try: yield
     except KeyboardInterrupt as e: raise typer.Exit(ENDS.get(str(e), 130)) from None
@@ -148,6 +148,7 @@ START = 'a run of the same family to begin from, or a generator that comes with 
 LABEL = 'a column of labels, whose kinds can be asked for later; folder: names of folders'
 
 @app.command('train')
+@signals_end()
 def train_command(
     recipe: Annotated[str|None, Opt(help=RECIPE)] = None,
     data: Annotated[str|None, Opt(help=SOURCE)] = None,
@@ -180,16 +181,14 @@ def train_command(
         words = ' and '.join('--' + k.replace('_', '-') for k in told)
         if told: raise ValueError(f'a resumed run keeps what it was begun with; leave out {words}, '
                                   'or start anew without --resume')
-        with signals_end():
-            done = runs.resume(run or runs.newest_folder(), **budget, data=data, device=device)
+        done = runs.resume(run or runs.newest_folder(), **budget, data=data, device=device)
     else:
         name, changes = recipes.variant(recipe or recipes.DEFAULT)
         changes |= {k: v for k, v in dict(size=size, start=start, label=label).items() if v}
-        with signals_end():
-            done = runs.train(name, data or 'creatures', run, **budget, seed=seed, device=device,
-                              **habits, **changes)
+        done = runs.train(name, data or 'creatures', run, **budget, seed=seed, device=device,
+                          **habits, **changes)
     if not RANK: tell(done)
-    if done.info['stopped'] in ENDS: raise typer.Exit(ENDS[done.info['stopped']])
+    if done.info['stopped'] in ENDS: raise KeyboardInterrupt(done.info['stopped'])
 
 # %% ../nbs/17_cli.ipynb #c025
 KIND = 'only this kind, in a run that was trained with labels (a wrong name lists them)'
@@ -319,6 +318,7 @@ def evaluate_command(
 
 # %% ../nbs/17_cli.ipynb #c033
 @app.command('compare')
+@signals_end()
 def compare_command(
     recipes: Annotated[list[str], Arg(help='names, perhaps with changes: dcgan-quick:lr=0.0002')],
     data: Annotated[str, Opt(help=SOURCE)] = 'creatures',
@@ -332,9 +332,8 @@ def compare_command(
 ):
     "Train recipes for the same time on the same data; one table, one figure. Stopped, it goes on."
     from pokegan.compare import compare
-    with signals_end():
-        print(compare(recipes, data, size=size, minutes=minutes, seeds=seeds, out=out,
-                      n=n, features=features, device=device))
+    print(compare(recipes, data, size=size, minutes=minutes, seeds=seeds, out=out,
+                  n=n, features=features, device=device))
     print(f'{out/"table.md"}, {out/"table.csv"}, {out/"grids.png"}; the runs are in {out}')
 
 # %% ../nbs/17_cli.ipynb #pub2
