@@ -8,7 +8,7 @@ import pytest
 from PIL import __version__, features, Image
 
 from pokegan.data.cleaning import (
-    clean, colour, compose, decode, fit_square, name_reason, open_header, Report, Skip)
+    clean, colour, compose, decode, fit_square, name_reason, open_header, Report, sheet_cells, Skip)
 
 REAL = Path(__file__).parent.parent/os.environ.get('POKEGAN_REAL_DATA', '../shared/data')
 RED, GREEN, HALF = (200, 40, 40), (0, 255, 0), (200, 40, 40, 128)
@@ -233,6 +233,36 @@ def test_the_paper_is_that_of_the_original_not_of_the_padding():
     assert clean(save(disc('RGB'), 'PNG')).paper == 'white'
     assert clean(save(disc(), 'PNG')).paper == 'transparent'
     assert clean(save(noise, 'PNG')).paper == 'other'
+
+
+def sheet(rows, columns, side=32, gap=0, paper='white', blank=()):
+    "A creature of its own in each cell."
+    from pokegan.creatures import draw
+    im = Image.new('RGBA', (columns*(side+gap), rows*(side+gap)), paper)
+    for i, p in enumerate(draw(rows*columns, size=side, start=40).rgba):
+        if i in blank: continue
+        p, at = Image.fromarray(p), (i % columns*(side+gap) + gap//2, i//columns*(side+gap) + gap//2)
+        im.paste(p, at, p)
+    return im
+
+
+@pytest.mark.parametrize('rows, columns, how', [
+    (4, 4, {}), (2, 2, {}), (1, 4, {}), (6, 1, {}), (3, 5, dict(gap=4)), (16, 16, {}), (5, 3, dict(side=200)),
+    (4, 4, dict(blank=(12, 13, 14))), (2, 3, dict(paper='#80a0c0')), (4, 4, dict(paper=(0, 0, 0, 0)))])
+def test_a_sheet_is_told_by_its_cells(rows, columns, how):
+    assert sheet_cells(compose(sheet(rows, columns, **how))) == (rows, columns)
+    with pytest.raises(Skip, match=f'a sheet, to be cut into files first: {columns} x {rows}'):
+        clean(save(sheet(rows, columns, **how), 'PNG'))
+
+
+def test_what_is_no_sheet():
+    from pokegan.creatures import draw
+    for p in draw(200, size=64, start=0).rgba: assert sheet_cells(compose(Image.fromarray(p))) == (1, 1)
+    assert sheet_cells(compose(sheet(1, 3))) == sheet_cells(compose(sheet(1, 2))) == (1, 1) # a family
+    assert sheet_cells(compose(sheet(4, 4, blank=range(1, 14)))) == (1, 1)                  # nearly empty
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, 4::8] = 255
+    assert sheet_cells(Image.fromarray(stripes)) == (1, 1)
 
 
 def test_report(tmp_path):

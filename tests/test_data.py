@@ -524,20 +524,23 @@ def test_the_real_links():
 
 
 @real
-def test_sixteen_thousand_sprites_in_a_minute_and_a_gibibyte():
-    code = ('import sys, json; from pokegan.data import load_images; '
-            'im = load_images(sys.argv[1], where="big14k=1", progress=False); '
+def test_sixteen_thousand_sprites_in_a_minute_and_half_a_gibibyte():
+    "Beside PyTorch itself, whose libraries alone are 300 to 730 MB, by how it was built."
+    code = ('import sys, json, torch; from pokegan.data import load_images; '
             # of this process: ru_maxrss counts its parent's as well
-            'status = open("/proc/self/status", encoding="utf-8").read(); '
+            'status = lambda: open("/proc/self/status", encoding="utf-8").read(); '
+            'peak = lambda: int(status().split("VmHWM:")[1].split()[0]); '
+            'before = peak(); '
+            'im = load_images(sys.argv[1], where="big14k=1", progress=False); '
             'print(json.dumps([len(im), len(set(im.labels["species_id"])), '
-            'int(status.split("VmHWM:")[1].split()[0])]))')
+            'peak()-before]))')
     t = time.time()
     r = subprocess.run([sys.executable, '-c', code, str(REAL/'species.zip')],
                        capture_output=True, text=True, check=True)
     n, species, kib = json.loads(r.stdout)
     seconds = time.time() - t
     assert n > 14_000 and species == 809, (n, species, kib, seconds)
-    assert seconds < 60 and kib < 1 << 20, (n, species, kib, seconds)
+    assert seconds < 60 and kib < 1 << 19, (n, species, kib, seconds)
 
 
 # ---- files that lie ----

@@ -15,7 +15,7 @@ SETTINGS.read(ROOT/'settings.ini', encoding='utf-8')
 S = SETTINGS['DEFAULT']
 WIDTH, WIDE, WIDE_SHARE = 110, 100, .02  # columns; only this share of a lesson's lines is wider than WIDE
 EXPORTED, EXPORTED_CELL = 200, 40        # logical lines that a lesson exports, and one cell of it
-ALLOW = {'02a_cleaning': 212,            # one picture of any kind, and the report of all
+ALLOW = {'02a_cleaning': 238,            # one picture of any kind, and the report of all
          '02c_gather': 209,              # files wherever they lie, and their labels
          '02e_data': 202,                # one store for every picture
          '06a_callbacks': 215,           # whole files, and all that is shown of a training

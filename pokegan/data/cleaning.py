@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIN_SIDE', 'MAX_ASPECT', 'MAX_PIXELS', 'MAX_BYTES', 'EXTENSIONS', 'PARTIAL', 'ARCHIVES', 'UNSUPPORTED', 'FORMATS',
            'FITS', 'FORMULA', 'Skip', 'name_reason', 'open_header', 'decode', 'colour', 'compose', 'fit_square',
-           'Clean', 'clean', 'Row', 'Report']
+           'sheet_cells', 'Clean', 'clean', 'Row', 'Report']
 
 # %% ../../nbs/02a_cleaning.ipynb #c008
 import csv, io
@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from threading import Lock
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageChops, ImageColor, ImageOps
 
 from ..core import printable
 
@@ -46,7 +46,7 @@ def name_reason(
     if base.startswith('.'): return 'hidden file'
     if not ext: return 'no image extension'
     if ext in PARTIAL: return 'partial download'
-    if ext in ARCHIVES: return 'an archive within: unpack it first'
+    if ext in ARCHIVES: return 'an archive within, to be unpacked first'
     if ext in UNSUPPORTED: return f'unsupported format: {ext[1:].upper()}'
     return '' if ext in EXTENSIONS else 'not an image extension'
 
@@ -173,6 +173,34 @@ def fit_square(
     enlarge = max(im.size) <= size
     return im.resize((size, size), Image.NEAREST if enlarge else Image.LANCZOS)
 
+# %% ../../nbs/02a_cleaning.ipynb #c042a
+def _ink(im): # L: what differs from the colour of the corner
+    paper = Image.new('RGB', im.size, im.getpixel((0, 0)))
+    red, green, blue = ImageChops.difference(im, paper).split()
+    most = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+    return most.point([0]*25 + [255]*231)
+
+def _cuts(lines): # which lines hold ink, 0 or 1 -> numbers of equal parts that they may be cut into
+    n = len(lines)
+    def free(at): return not (lines[at] and lines[at-1])
+    def fits(k): return all(free(round(i*n/k)) for i in range(1, k))
+    return [k for k in range(1, min(16, n//8)+1) if fits(k)]
+
+def _filled(ink, rows, columns): # how many of the cells hold something
+    bands = np.array_split(np.asarray(ink) > 0, rows)
+    return sum(cell.mean() > .02 for b in bands for cell in np.array_split(b, columns, axis=1))
+
+def sheet_cells(
+    im:Image.Image, # RGB
+) -> tuple: # rows and columns; (1, 1) for a picture of one thing
+    "The most equal cells of a sheet of many that no cut would hurt, three in four of them filled."
+    ink = _ink(im.reduce(max(1, max(im.size)//512)))
+    across, down = map(_cuts, ink.getprojection())
+    found = [(r, c) for r in down for c in across
+             if r*c >= 4 and .5 <= (im.width/c)/(im.height/r) <= 2]
+    found = [(r, c) for r, c in found if _filled(ink, r, c) >= max(4, .75*r*c)]
+    return max(found, key=lambda p: p[0]*p[1], default=(1, 1))
+
 # %% ../../nbs/02a_cleaning.ipynb #c043
 @dataclass
 class Clean:
@@ -206,13 +234,15 @@ def clean(
 ) -> Clean: # pixels, and what was found on the way
     "From bytes to a clean square RGB picture. Raises `Skip`, whose message is the reason."
     raw = open_header(data, max_pixels)
-    frames, mode = _unless_corrupt(lambda: getattr(raw, 'n_frames', 1)), raw.mode # decoding may change them
+    frames, mode = _unless_corrupt(lambda: getattr(raw, 'n_frames', 1)), raw.mode # as the file has it
     with _one_large if raw.width*raw.height > 4_000_000 else nullcontext():
         im = decode(raw)
-        way = _unless_corrupt(lambda: raw.getexif().get(0x0112, 1)) # the tag that says which way is up
+        way = _unless_corrupt(lambda: raw.getexif().get(0x0112, 1)) # the tag that says what is up
         full = compose(im, background)
         if max(hi-lo for lo, hi in full.getextrema()) <= 2:
             raise Skip('blank on this background: choose another, as in --background black')
+        rows, columns = sheet_cells(full)
+        if rows*columns > 1: raise Skip(f'a sheet, to be cut into files first: {columns} x {rows} pictures')
         rgb = white = fit_square(full, size, fit, background)
         if im.mode == 'RGBA' and colour(background) != (255, 255, 255):
             white = fit_square(compose(im), size, fit)
