@@ -1,6 +1,6 @@
 """What lessons 05 and 06 cannot show in a cell: interrupts, several processes, mapped images, every recipe,
 budgets in minutes."""
-import json, math, signal
+import json, math, signal, sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +8,7 @@ import torch
 
 from pokegan.core import has_bf16, pick_device
 from pokegan.data import Images
-from pokegan.training.callbacks import LoadCB, LogCB, read_log
+from pokegan.training.callbacks import LoadCB, LogCB, ProgressCB, read_log
 from pokegan.training.checkpoint import CheckpointCB, kept, read_tensors
 from pokegan.training.health import diagnose
 from pokegan.training.losses import PAIRS
@@ -282,3 +282,15 @@ def test_diagnoses_name_their_lesson():
     notebooks = Path(__file__).parent.parent/'nbs'
     lessons = {p.stem for p in notebooks.glob('*.ipynb')}
     for line in worst.values(): assert line.split('see lesson ')[1] in lessons
+
+
+def test_without_a_terminal_a_line_a_minute_and_none_twice(monkeypatch, capsys):
+    t, told = quick(), ProgressCB()
+    monkeypatch.delitem(sys.modules, 'ipykernel', raising=False)
+    class Slow(Callback):
+        def after_step(self, t): t.seconds += 25 # as if a step took so long; told at 75 and at 150
+    t.callbacks += [Slow(), told]
+    t.fit(steps=6)
+    lines = capsys.readouterr().err.strip().split('\n')
+    assert [l.split(' of ')[0] for l in lines] == ['step 3', 'step 6']
+    assert 'step 6 of 6' in lines[-1] and '0.0 min left' in lines[-1]

@@ -246,7 +246,7 @@ class ProgressCB(Callback):
         if self.says: print(step, speed, sep=', ', file=sys.stderr, flush=True)
 
     def after_fit(self, t):
-        self.show(t)
+        if t.seconds > self.at or not self.says: self.show(t) # a line is not said twice
         self.bar.close()
 
 # %% ../../nbs/08e_tracking.ipynb #sheet2
