@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'RANK', 'ClickException', 'Opt', 'Arg', 'SOURCE', 'RUN', 'FEATURES', 'TRUNCATION', 'RunFolder', 'Device',
            'Features', 'Truncation', 'Psi', 'Best', 'Step', 'RECIPE', 'STOP', 'START', 'LABEL', 'KIND', 'LIKE',
-           'BACKGROUND', 'MOST_ROWS', 'FILM', 'BETWEEN', 'LICENCE', 'prepared_name', 'data_command', 'recipes_command',
-           'one_line', 'signals_end', 'main', 'again', 'tell', 'train_command', 'rows_like', 'sample_command',
-           'walk_command', 'film_command', 'evaluate_command', 'compare_command', 'publish_command']
+           'BACKGROUND', 'MOST_ROWS', 'FILM', 'BETWEEN', 'LICENCE', 'FOLDER', 'prepared_name', 'data_command',
+           'recipes_command', 'one_line', 'signals_end', 'main', 'again', 'tell', 'train_command', 'rows_like',
+           'sample_command', 'walk_command', 'film_command', 'evaluate_command', 'compare_command', 'publish_command',
+           'play_command']
 
 # %% ../nbs/17_cli.ipynb #c004
 import json, os, signal, sys
@@ -356,3 +357,23 @@ def publish_command(
           f'try it with: pokegan sample {out}')
     words = f'pokegan evaluate {run}' + (' --best' if best else '')
     if not done.info['scores']: print(f'It has no scores; for those: {words}, then publish again')
+
+# %% ../nbs/17_cli.ipynb #play1
+FOLDER = 'instead: a folder with the parts beside the page, for a place on the web'
+
+@app.command('play')
+def play_command(
+    run: RunFolder,
+    out: Annotated[Path, Opt(help='the page to write')] = Path('page.html'),
+    folder: Annotated[Path|None, Opt(help=FOLDER)] = None,
+    likeness: Annotated[bool, Opt(help='carry what finds the likeness of a picture')] = True,
+    best: Best = False,
+    step: Step = None,
+):
+    "Make a page with the generator inside, to play with in any browser, without a network."
+    from pokegan.playground import play
+    r = pokegan.load_run(run, 'best' if best else 'last', step)
+    page = play(r, folder or out, folder=bool(folder), likeness=likeness)
+    size = sum(p.stat().st_size for p in (page.parent.iterdir() if folder else [page]))
+    how = 'put the folder on the web' if folder else 'open it in a browser, by a double-click'
+    print(f'{page}: {size/1e6:.1f} MB; {how}')

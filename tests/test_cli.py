@@ -11,7 +11,7 @@ ENV = os.environ | dict(OMP_NUM_THREADS='1')
 
 def pokegan(*words, cwd, ok=True):
     command = [sys.executable, '-m', 'pokegan', *map(str, words)]
-    p = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=ENV, timeout=60)
+    p = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=ENV, timeout=240)
     assert (p.returncode == 0) == ok, p.stdout + p.stderr
     return p
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INSTANCE_RECIPES', 'map_means', 'code_axes', 'Codes', 'ConditionalDiscriminator', 'paint', 'InstanceRecipe',
-           'CopiesCB']
+           'CodeReader', 'CopiesCB']
 
 # %% ../../nbs/13c_instances.ipynb #c003
 from collections.abc import Callable, Iterable
@@ -195,7 +195,20 @@ def _encoder(self:InstanceRecipe, nets:dict) -> Callable|None: # (x, generator, 
         return codes.latents(told.repeat_interleave(n, 0), generator)
     return latents if len(codes.axes) else None
 
-InstanceRecipe.encoder = _encoder
+class CodeReader(nn.Module):
+    "The same as one network, for those who want to carry it elsewhere: pictures in, codes out."
+    def __init__(self, look:nn.Module, codes:Codes): # as in `map_means`; with axes
+        super().__init__()
+        self.look, self.codes = look, codes
+
+    def forward(self, x:Tensor): # (b,3,h,w) in [-1,1] -> (b,nc)
+        return self.codes.of([m.mean((2, 3)) for m in self.look(x)])
+
+def _reader(self:InstanceRecipe, nets:dict) -> nn.Module|None: # None without axes
+    if not len(nets['codes'].axes): return None
+    return CodeReader(feature_maps(self.backbone, self.base_resolution), nets['codes'])
+
+InstanceRecipe.encoder, InstanceRecipe.reader = _encoder, _reader
 
 INSTANCE_RECIPES = (
     InstanceRecipe('projected-instance',

@@ -92,6 +92,7 @@ class _Family:
     def build(self) -> dict: _unsaid(self, 'which networks it has')
     def phases(self, nets:dict) -> list: _unsaid(self, 'what a step is')
     def encoder(self, nets): return partial(_read_by, nets['E']) if 'E' in nets else None
+    def reader(self, nets): return nets.get('E') # pictures -> latents, or what is told in them
     def offline(self): return self # the same networks, built without any download
     def helpers(self, folder) -> dict: return {} # frozen networks by name, from folders beside it
     def begin(self, nets, images, *, seed=0, folder=None, team=SOLO): "Fill what pictures decide."
