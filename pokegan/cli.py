@@ -6,13 +6,13 @@
 __all__ = ['app', 'RANK', 'ClickException', 'Opt', 'Arg', 'SOURCE', 'RUN', 'FEATURES', 'TRUNCATION', 'RunFolder', 'Device',
            'Features', 'Truncation', 'Psi', 'Best', 'Step', 'RECIPE', 'STOP', 'START', 'LABEL', 'KIND', 'LIKE',
            'BACKGROUND', 'MOST_ROWS', 'FILM', 'BETWEEN', 'LICENCE', 'FOLDER', 'prepared_name', 'data_command',
-           'recipes_command', 'one_line', 'signals_end', 'main', 'again', 'tell', 'train_command', 'rows_like',
-           'sample_command', 'walk_command', 'film_command', 'evaluate_command', 'compare_command', 'publish_command',
-           'play_command']
+           'recipes_command', 'one_line', 'Patient', 'signals_end', 'main', 'again', 'tell', 'train_command',
+           'rows_like', 'sample_command', 'walk_command', 'film_command', 'evaluate_command', 'compare_command',
+           'publish_command', 'play_command']
 
 # %% ../nbs/17_cli.ipynb #c004
 import json, os, signal, sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +24,8 @@ from .data.download import source_help
 os.environ['MPLBACKEND'] = 'agg' # nothing here opens a window, whatever was asked for
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help='Learn GANs by making new creatures. Start with: pokegan train')
-RANK = int(os.environ.get('RANK', 0))  # torchrun numbers its processes; 0 speaks for all
+_rank = os.environ.get('RANK', '0') if 'WORLD_SIZE' in os.environ else '0'
+RANK = int(_rank) if _rank.isdecimal() else 0  # torchrun numbers its processes; 0 speaks for all
 ClickException = typer.BadParameter.__mro__[2]  # typer has no public name for it
 
 # %% ../nbs/17_cli.ipynb #opts
@@ -98,6 +99,23 @@ def one_line(e:Exception) -> str: # what a user is told of a mistake
 def _goodbye(code:int) -> str: # what a signal's exit code means
     return 'interrupted' if code == 130 else f'ended by {signal.Signals(code - 128).name}'
 
+class Patient:
+    "A stream for words by the way: when nobody can hear them any more, the work goes on."
+    def __init__(self, stream): self.stream = stream
+    def __getattr__(self, name): return getattr(self.stream, name)
+    def write(self, text):
+        with suppress(OSError): self.stream.write(text)
+        return len(text)
+    def flush(self):
+        with suppress(OSError): self.stream.flush()
+
+def _check_here(): # before PyTorch is imported, which would end the process without a word
+    try: os.getcwd()
+    except OSError:
+        print('pokegan: the current folder is gone; cd to another', file=sys.stderr)
+        sys.exit(2)
+
+# %% ../nbs/17_cli.ipynb #c12b
 @contextmanager
 def signals_end():
     "For a command: what a signal has stopped, and saved, is told to the shell by the exit code."
@@ -105,13 +123,17 @@ def signals_end():
     try: yield
     except KeyboardInterrupt as e: raise typer.Exit(ENDS.get(str(e), 130)) from None
 
+# %% ../nbs/17_cli.ipynb #c12c
 def main(
     args:list|None=None # words of the command; default sys.argv
 ): # returns after success; exits 2 after a user's mistake, 128 and more after a signal
     "The `pokegan` command: a mistake prints one line, no traceback; without words it prints help."
     words = (sys.argv[1:] if args is None else args) or ['--help']
+    nobody = open(os.devnull, 'w', encoding='utf-8') # who hears what a closed stream is told
+    sys.stdout, sys.stderr = sys.stdout or nobody, Patient(sys.stderr or nobody)
     for s in (sys.stdout, sys.stderr): # a name that this terminal cannot show is no reason to stop
         if hasattr(s, 'reconfigure'): s.reconfigure(errors='backslashreplace')
+    _check_here()
     try: code = app(args=words, prog_name='pokegan', standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort): code = 130
     except (ValueError, OSError, ImportError, ClickException) as e:
@@ -124,14 +146,14 @@ def main(
 # %% ../nbs/17_cli.ipynb #c019
 def again() -> str:
     "How this command was started."
-    n = int(os.environ.get('WORLD_SIZE', 1))
+    n = int(os.environ.get('WORLD_SIZE') or 1)
     if n == 1: return 'pokegan'
     return f'torchrun --standalone --nproc_per_node {n} -m pokegan --'  # -- : it has a --run too
 
 def tell(done): # a Run, just trained
     "What came out, where it is, and what to do next."
     f, info = done.folder, done.info
-    grids = sorted((f/'samples').glob('*.png'))
+    grids = sorted((f/'samples').glob('0*.png'))
     if grids:
         pictures = f"{grids[-1]}, {f/'progress.gif'} and {f/'losses.png'}"
         look = f'Look at {pictures}; make more with: pokegan sample {f}'
@@ -230,6 +252,7 @@ def sample_command(
     from pokegan.training.callbacks import save_png
     n = n if n is not None else 8 if like else 64
     if n < 1: raise ValueError(f'n is {n}; ask for at least 1 image')
+    if each and each.is_file(): raise ValueError(f'{each} is a file; name a folder')
     if like and (truncation is not None or psi != 1 or kind):
         raise ValueError('--like says where latents come from; leave out --truncation, --psi and --kind')
     r, said = pokegan.load_run(run, step=step), f'{n} images' + (f' of {kind}' if kind else '')

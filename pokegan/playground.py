@@ -7,7 +7,7 @@ __all__ = ['KEPT', 'WEB', 'SCRIPTS', 'POLICY', 'prior_parts', 'folded', 'check_e
            'page_text', 'play']
 
 # %% ../nbs/16c_playground.ipynb #c003
-import copy, gzip, inspect, json, logging, shutil, tempfile, warnings
+import copy, gzip, inspect, json, logging, shutil, warnings
 from base64 import b64encode
 from importlib.resources import files
 from importlib.util import find_spec

@@ -200,7 +200,6 @@ def _published_info(run:Run, facts:dict, which:str, limits:str, licence:str) -> 
     facts = facts | dict(which=which, of=whole, limits=limits, licence=licence)
     return info | dict(images=seen, scores=_read_scores(run, which), published=facts)
 
-
 # %% ../nbs/15c_publish.ipynb #c036
 def publish(
     folder:str|Path, # of a run with a generator
@@ -216,6 +215,8 @@ def publish(
     if 'published' in run.info:
         raise ValueError(f'{folder} was published already; publish the run that it came from')
     check_free(run.folder)
+    if run.folder.resolve() in out.resolve().parents:
+        raise ValueError(f'{out} lies within the run; name a folder outside of it')
     ours = (out/'run.json').exists() and 'published' in read_info(out)
     if out.exists() and not ours and any(out.iterdir()):
         raise ValueError(f'{out} holds something else; name a new folder')

@@ -7,9 +7,9 @@ __all__ = ['MOST', 'Run', 'pretrained', 'load_run', 'claim_folder', 'new_folder'
            'open_start', 'images_of', 'resume']
 
 # %% ../nbs/15a2_runs.ipynb #c003
-import itertools, shutil
+import itertools
 from collections.abc import Callable
-from contextlib import contextmanager, ExitStack
+from contextlib import contextmanager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.resources import files
@@ -144,6 +144,7 @@ def _filled(nets:dict, tensors:dict, path:Path) -> dict: # those that were saved
     "A moving average takes the place of its network; what was published has no D."
     saved = {k: unflatten(tensors, f'{k}_ema') or unflatten(tensors, k) for k in nets}
     nets = {k: m.eval() for k, m in nets.items() if saved[k]}
+    if not nets: raise ValueError(f'{path} holds none of the networks of this run; train it anew')
     for k, m in nets.items(): fill(m, saved[k], path, k)
     if not finite(nets): raise ValueError(f'{path} holds NaN or infinity; train it anew')
     return nets
@@ -170,14 +171,18 @@ def new_folder(
     run:str|Path|None=None # default: as `claim_folder` gives it
 ): # yields a Path
     "A folder for a new run, held within the block. ValueError where there is a run, or somebody."
-    folder, ours = Path(run) if run else claim_folder(name), not (run and Path(run).exists())
+    there = Path(run) if run else Path('runs')
+    made = [p for p in (there, *there.parents) if not p.exists()] # by this call
+    folder = there if run else claim_folder(name)
     try:
         with claimed(folder):
             _check_unused(folder)
             yield folder
     finally:
-        if ours and {p.name for p in folder.iterdir()} <= {'.lock'}: shutil.rmtree(folder)
-        if not run and not [*folder.parent.iterdir()]: folder.parent.rmdir()
+        if {p.name for p in folder.iterdir()} <= {'.lock'}: # nothing came of it
+            with suppress(OSError): # Windows: somebody looks at it
+                (folder/'.lock').unlink(missing_ok=True)
+                for p in dict.fromkeys([*([] if run else [folder]), *made]): p.rmdir()
 
 def newest_folder() -> Path:
     "The run folder that was written last. Raises ValueError when there is none."
@@ -310,6 +315,9 @@ def resume(
         images = images_of(folder, info, data, _load)
         pick_threads(budget.get('threads'))
         again = processes.broadcast_object((folder/'state.safetensors').exists)
+        if info['step'] and not again:
+            raise ValueError(f'{folder} has no state.safetensors, which going on needs; '
+                             f'begin a new run from it with: pokegan train --start {folder}')
         device = working_device(r, images, device)
         r.fit(images, folder, budget, data=info['data'], seed=info['seed'], device=device,
               progress=progress and not rank(), extract=extract, again=again,

@@ -156,7 +156,7 @@ def test_a_state_without_its_optimiser_gets_a_line(spoiled, run):
 
 def test_what_is_no_file_is_not_read(tmp_path):
     (tmp_path/'run.json').mkdir()
-    with pytest.raises(ValueError, match='it is no file'): read_info(tmp_path)
+    with pytest.raises(ValueError, match='is no file'): read_info(tmp_path)
 
 
 def test_a_record_of_ours_is_refused_before_it_is_written():

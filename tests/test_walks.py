@@ -60,7 +60,7 @@ def test_wrong_walks():
         '4 or more': lambda: path(STOPS, 3),
         'neither .gif nor .mp4': lambda: write_film(torch.zeros(2, 3, 8, 8), 'a.webm'),
         'fps is 0': lambda: write_film(torch.zeros(2, 3, 8, 8), 'a.gif', fps=0),
-        '50 at most': lambda: write_film(torch.zeros(2, 3, 8, 8), 'a.gif', fps=60),
+        'from 0.01 to 50': lambda: write_film(torch.zeros(2, 3, 8, 8), 'a.gif', fps=60),
         'fps is nan': lambda: write_film(torch.zeros(2, 3, 8, 8), 'a.gif', fps=math.nan)}
     for words, call in calls.items():
         with pytest.raises(ValueError, match=words) as e: call()

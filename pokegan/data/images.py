@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core import replacing_folder
+from ..core import printable, replacing_folder
 from .cleaning import colour, FITS, Report
 from .download import source_help, SOURCES
 from .files import choose, read_csv, some_of, write_csv
@@ -203,7 +203,8 @@ def _find(name, own, **how): # -> a path, or a finished set
     "What comes before the first colon is looked up in `SOURCES`; anything else is a path."
     word, colon, rest = name.partition(':')
     if word in SOURCES and (rest or not colon): return SOURCES[word](rest, **how, **own)
-    path = Path(name).expanduser()
+    try: path = Path(name).expanduser()
+    except RuntimeError: path = Path(name) # ~somebody, whom this machine does not know
     if not name or not path.exists():
         raise ValueError(f'{name!r}: no such file or folder; a source is {source_help()}')
     if own: raise ValueError(f'{name}: files take no option {", ".join(own)}')
@@ -229,8 +230,10 @@ def _as_asked(im, name, labels, where):
 def check_enough(images:Images):
     "Raises ValueError where one picture is all: there is nothing to learn from it but itself."
     if len(images) > 1: return
-    raise ValueError(f'{images.source}: that is one picture in all. Cut a sheet of many into files first; '
-                     'unpack an archive that lies within an archive')
+    skipped = [r for r in images.report.rows if r.action == 'skip']
+    others = f' ({len(skipped)} skipped: {printable(skipped[0].reason)})' if skipped else ''
+    raise ValueError(f'{images.source}: that is one picture in all{others}. Cut a sheet of many into files '
+                     'first; unpack an archive that lies within an archive')
 
 def load_images(
     source='creatures', # a word of SOURCES, as in creatures:64 or kaggle:owner/name, or a path

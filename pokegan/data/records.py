@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Whole', 'Count', 'Seconds', 'Seed', 'LONGEST', 'from_json', 'conform', 'parse', 'read_record', 'to_json',
-           'read_pixels', 'Room', 'PreparedInfo', 'Saved', 'SavedState', 'Facts', 'Trained', 'Budget', 'RunInfo']
+           'read_pixels', 'Room', 'PreparedInfo', 'Saved', 'SavedState', 'Facts', 'Trained', 'Budget', 'Began',
+           'RunInfo']
 
 # %% ../../nbs/02d2_records.ipynb #r003
 import json, math, os
@@ -15,6 +16,8 @@ import msgspec, torch
 import numpy as np
 from msgspec import Meta
 from torch.overrides import TorchFunctionMode
+
+from ..core import read_file
 
 # %% ../../nbs/02d2_records.ipynb #r011
 Whole = Annotated[int, Meta(ge=0, le=2**53)]     # what a double holds exactly
@@ -51,19 +54,20 @@ def read_record(
     right:str    # what to do where it is wrong, as in 'make it again'
 ) -> dict:
     "A JSON file as plain values. FileNotFoundError without one, ValueError on a wrong one."
-    path = Path(path)
-    try:
-        if path.exists() and not path.is_file(): raise ValueError('it is no file')
-        if path.stat().st_size > LONGEST: raise ValueError(f'it is longer than {LONGEST >> 20} MB')
-        return parse(path.read_bytes(), model)
+    try: return parse(read_file(path, LONGEST), model)
     except ValueError as e:
         raise ValueError(f'{path} is not what it should be ({e}); {right}') from None
 
 def to_json(values:dict, model:type) -> str:
     "The other way. Raises ValueError on what could not be read again."
-    text = json.dumps(values, indent=1)
+    text = json.dumps(_readable(values), indent=1)
     parse(text, model)
     return text
+
+def _readable(v): # bytes of names that are no text become escapes, for JSON has no other words for them
+    if isinstance(v, str): return v.encode('utf-8', 'backslashreplace').decode()
+    if isinstance(v, dict): return {_readable(k): _readable(w) for k, w in v.items()}
+    return [*map(_readable, v)] if isinstance(v, (list, tuple)) else v
 
 # %% ../../nbs/02d2_records.ipynb #r028b
 def read_pixels(
@@ -74,6 +78,7 @@ def read_pixels(
     "Raises ValueError on another array, or where the file is not as long as its header says."
     path, form = Path(path), np.lib.format
     wanted = shape, False, np.dtype(np.uint8) # False: not column by column
+    if path.exists() and not path.is_file(): raise ValueError(f'{path.name} is no file')
     with open(path, 'rb') as f:
         try:
             version = form.read_magic(f)
@@ -151,8 +156,17 @@ class Budget(msgspec.Struct):
     track: str|None = None
     stop_on_trouble: bool = False
 
+class Began(msgspec.Struct): # what a run was started from, and what that was
+    name: str
+    recipe: str
+    step: Whole
+    networks: list[str]
+    data: dict[str, str|int]
+    start: 'Began|None' = None
+
 class RunInfo(Facts, kw_only=True): # run.json of a recipe
     recipe: dict # its own checks know the fields
     data: Trained
     budget: Budget
+    start: Began|None = None
     names: list[str|int]|None = None # of the kinds, or of an encoder's classes

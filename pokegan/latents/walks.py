@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core import replacing
 from ..data.images import to_image, to_uint8
-from ..training.callbacks import write_gif
+from ..training.callbacks import read_stamp, write_gif
 
 # %% ../../nbs/14b_walks.ipynb #slp2
 def slerp(
@@ -93,8 +93,8 @@ def write_film(
     a codec, OSError where the film cannot be written."""
     program, hold = ffmpeg(path), 0. if loop else 1.
     most = 120 if program else 50
-    if not 0 < fps <= most:
-        raise ValueError(f'fps is {fps}; for {path} it must be above 0, {most} at most')
+    if not .01 <= fps <= most:
+        raise ValueError(f'fps is {fps}; for {path} it must be from 0.01 to {most}')
     if program: return _encode(program, x, path, fps)
     return write_gif([to_image(v) for v in x], path, len(x)/fps, palette=256, hold=hold)
 
@@ -114,6 +114,10 @@ def _encode(program, x, path, fps): # the frames go through a pipe, small ones e
         raise OSError(f'{path} was not written: {said[-1]}')
 
 # %% ../../nbs/14b_walks.ipynb #film2
+def _grid(path): # -> (h,w,3)
+    try: return np.array(Image.open(path).convert('RGB'))
+    except OSError: raise ValueError(f'{path} is no picture; remove it') from None
+
 def film(
     folder:str|Path, # of a run with samples/*.png
     path:str|Path,   # something.gif, .mp4 or .avi
@@ -122,8 +126,10 @@ def film(
     """The sample grids of a run as one film. Raises ValueError where there are none;
     otherwise as `write_film`."""
     ffmpeg(path)  # what cannot be written is not read
-    grids = sorted(Path(folder).glob('samples/*.png'))
+    grids = sorted(filter(read_stamp, Path(folder).glob('samples/*.png')))
     if not grids: raise ValueError(f'{folder} has no samples/*.png to make a film of: train first')
-    x = [np.array(Image.open(p).convert('RGB')) for p in grids]
+    x = [_grid(p) for p in grids]
+    sizes = {v.shape for v in x}
+    if len(sizes) > 1: raise ValueError(f'{folder} has grids of several sizes in samples/')
     write_film(torch.from_numpy(np.stack(x)).permute(0, 3, 1, 2), path, fps)
     return len(grids)

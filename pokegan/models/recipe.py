@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import torch
 
-from ..core import LATENTS, one_of, pick_device, run_eval, seeded
+from ..core import LATENTS, one_of, pick_device, printable, run_eval, seeded
 from ..data.images import Images
 from ..data.records import read_record, RunInfo
 from ..training.augment import diffaugment
@@ -180,7 +180,7 @@ def read_info(folder:str|Path) -> dict: # what stands in a run's run.json
     try: from_plain(info['recipe'])
     except (ValueError, TypeError) as e:
         made = f'open it with the pokegan that made it: {info.get("versions", {}).get("pokegan", "unknown")}'
-        raise ValueError(f'{path} is of another version ({e}); {made}') from None
+        raise ValueError(printable(f'{path} is of another version ({e}); {made}')) from None
     return info
 
 # %% ../../nbs/09c_recipe.ipynb #c019

@@ -6,7 +6,7 @@
 __all__ = ['PANELS', 'read_log', 'LogCB', 'LoadCB', 'epoch_ended', 'stamp', 'read_stamp', 'save_png', 'GridCB', 'write_gif', 'make_gif', 'plot_log', 'PictureCB', 'ProgressCB', 'stages']
 
 # %% ../../nbs/06a_callbacks.ipynb #c003
-import csv, sys
+import csv, io, math, sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..core import mix_seed, replacing, run_eval
+from ..core import mix_seed, read_file, replacing, run_eval
 from ..data.images import to_image
 from .trainer import Callback
 
@@ -32,8 +32,14 @@ def read_log(path:str|Path) -> list: # a run folder's log.csv -> dicts of number
     new = Path(f'{path}.new')  # while another program holds the log
     path, kinds = new if new.exists() else Path(path), dict(step=int, images=int)
     if not path.exists(): return []
-    with open(path, newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
-    return [{k: kinds.get(k, float)(v) for k, v in r.items() if v} for r in rows]
+    try:
+        text = read_file(path, 1 << 30).decode()
+        rows = csv.DictReader(io.StringIO(text, newline=''))
+        rows = [{k: kinds.get(k, float)(v) for k, v in r.items() if v} for r in rows]
+        if not all('step' in r for r in rows): raise ValueError('a row without a step')
+    except (ValueError, TypeError, csv.Error) as e:
+        raise ValueError(f'{path} is no log of a training ({e}); move it away: a new one begins') from None
+    return rows
 
 # %% ../../nbs/06a_callbacks.ipynb #c013
 class LogCB(Callback):
@@ -120,8 +126,9 @@ def stamp(
     return f'{t.step:07d}' + (f'-epoch{epoch:04d}' if epoch else '')
 
 def read_stamp(path:Path) -> tuple: # of a file that is called so -> (step,) or (step, epoch)
-    "Of when is a file?"
-    return tuple(map(int, path.stem.split('-epoch')))
+    "Of when is a file? Nothing where it has another name: then it is somebody else's."
+    parts = path.stem.split('-epoch')
+    return tuple(map(int, parts)) if len(parts) < 3 and all(p.isdecimal() for p in parts) else ()
 
 # %% ../../nbs/06a_callbacks.ipynb #c021
 def save_png(x:Tensor, path:str|Path): # (3,h,w), or (b,3,h,w) as a grid; float in [-1,1] or uint8
@@ -148,7 +155,7 @@ class GridCB(Callback):
 
     def before_fit(self, t):
         for p in self.folder.glob('*.png'):
-            if read_stamp(p)[0] > t.step and t.rank == 0: p.unlink()
+            if read_stamp(p) > (t.step, math.inf) and t.rank == 0: p.unlink()
         self.drawn = int(t.progress()*self.frames) if t.step else -1
 
     def due(self, t) -> bool:
@@ -175,7 +182,8 @@ def write_gif(frames:list,      # of PIL images
 
 def make_gif(folder:str|Path) -> Path: # a run folder with samples/*.png -> progress.gif
     "Join the sample grids, 48 at most, to one animation. Raises ValueError where there are none."
-    paths, gif = sorted(Path(folder).glob('samples/*.png')), Path(folder)/'progress.gif'
+    gif = Path(folder)/'progress.gif'
+    paths = sorted(filter(read_stamp, Path(folder).glob('samples/*.png')))
     if not paths: raise ValueError(f'{folder} has no samples/*.png to join: train first')
     keep = {round(i*(len(paths)-1)/47) for i in range(48)}  # evenly thinned
     write_gif([Image.open(paths[i]) for i in sorted(keep)], gif)
@@ -213,7 +221,7 @@ class PictureCB(Callback):
 
     def after_fit(self, t):
         if t.rank: return
-        if [*(self.folder/'samples').glob('*.png')]: make_gif(self.folder)
+        if any(map(read_stamp, self.folder.glob('samples/*.png'))): make_gif(self.folder)
         if rows := read_log(self.folder/'log.csv'):
             with replacing(self.folder/'losses.png') as p:
                 plot_log(rows, self.folder.name).savefig(p, format='png', dpi=100)
@@ -254,7 +262,7 @@ from collections.abc import Sequence
 
 def _choose_grids(folder:Path, kind:str, wanted:Sequence) -> list: # kind: 'step' or 'epoch' -> paths
     grids = {}
-    for p in sorted(folder.glob('samples/*.png')):
+    for p in sorted(filter(read_stamp, folder.glob('samples/*.png'))):
         step, *epoch = read_stamp(p)
         grids |= {e: p for e in epoch} if kind == 'epoch' else {step: p}
     n = len(grids)

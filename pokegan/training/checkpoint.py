@@ -130,7 +130,8 @@ def kept(
     folder:str|Path # of a run
 ) -> dict: # step -> file, in their order
     "The checkpoints that stay."
-    return {read_stamp(p)[0]: p for p in sorted(Path(folder).glob('kept/*.safetensors'))}
+    files = sorted(Path(folder).glob('kept/*.safetensors'))
+    return {read_stamp(p)[0]: p for p in files if read_stamp(p)}
 
 class _Keeper:
     "Writes those, and sweeps away what a killed run has kept of steps that are lost."

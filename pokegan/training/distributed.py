@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..core import pick_device
+from ..core import pick_device, process_number
 from ..data.images import Images, load_images, open_images
 from .trainer import Callback, Trainer
 
@@ -36,7 +36,7 @@ def company():
 # %% ../../nbs/12c_processes.ipynb #c20a
 def rank() -> int: # 0 in a process that works alone
     "This process's number among those that torchrun has started."
-    return int(os.environ.get('RANK', 0))
+    return process_number('RANK', 0)
 
 def world_size() -> int: # 1 for a process that works alone
     "How many processes have joined."
@@ -71,8 +71,9 @@ def init_distributed(
     device:str|torch.device|None=None # 'cpu', 'cuda', …; None: the best there is
 ) -> torch.device: # where this process computes: each has a GPU of its own
     "Join the processes of torchrun; alone, only choose the device. Raises ValueError on too few GPUs."
-    device, n = pick_device(device), int(os.environ.get('WORLD_SIZE', 1))
+    device, n = pick_device(device), process_number('WORLD_SIZE', 1)
     if n == 1: return device
+    rank() # raises where it is none
     if device.type == 'cuda': device = _own_gpu(n)
     elif device.type != 'cpu':
         raise ValueError(f'device {device} cannot be shared by {n} processes; '

@@ -7,7 +7,7 @@ __all__ = ['REDRAW', 'Phase', 'Shuffle', 'learning', 'Batch', 'check_budget', 'C
            'logit_stats', 'gan_phases', 'split_gan_phases']
 
 # %% ../../nbs/05_training.ipynb #c003
-import math, os, time
+import math, time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..core import has_bf16, mix_seed, one_of, pick_device
+from ..core import has_bf16, mix_seed, one_of, pick_device, process_number
 from ..data.images import Images, to_float
 
 # %% ../../nbs/05_training.ipynb #c007
@@ -122,6 +122,8 @@ def check_budget(
     for k, v in budget.items():
         if v is not None and not 0 < v <= 1e12:
             raise ValueError(f'{k} is {v}; it must be a number above 0, and no more than 1e12')
+    if steps is not None and (steps != int(steps) or isinstance(steps, bool)):
+        raise ValueError(f'steps is {steps}; it must be a whole number')
 
 class Callback:
     "Something that happens around steps. Override what you need; each hook gets the trainer."
@@ -153,7 +155,7 @@ class Trainer:
         self.images, self.batch_size = images.to(self.device), batch_size
         self.seed, self.callbacks = seed, list(callbacks)
         self.bf16 = has_bf16(self.device) if bf16 is None else bf16
-        self.rank, self.world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+        self.rank, self.world = process_number('RANK', 0), process_number('WORLD_SIZE', 1)
         self.generator = torch.Generator(self.device)
         self.shuffle = Shuffle(len(images), mix_seed(seed, 1))
         names = [p.name for p in self.phases if p.again != 'latents']

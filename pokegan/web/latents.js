@@ -101,9 +101,9 @@ const Latents = (() => {
     }
 
     mixed(rng, t) { // of a mixture of Gaussians: a component by its weight, then noise
-      const {weights, means, factors} = this.buffers, [k, d] = means.shape, u = rng.double();
+      const {weights, means, factors} = this.buffers, [k, d] = means.shape, u = rng.float();
       let c = 0, sum = weights.data[0];
-      while (c < k-1 && sum <= u) sum += weights.data[++c];
+      while (c < k-1 && sum <= u) sum = Math.fround(sum + weights.data[++c]);
       const e = this.noise(rng, d, t), out = means.data.slice(c*d, (c+1)*d);
       const full = factors.shape.length === 3;
       for (let i = 0; i < d; i++) {
