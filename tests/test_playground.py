@@ -350,6 +350,64 @@ def test_a_folder_is_served(trained, browser, tmp_path):
     with pytest.raises(ValueError, match='holds something else'): play(run, tmp_path/'other', folder=True)
 
 
+# ---- the game in two dimensions ----
+
+SLOPES = '''name => { // of both losses by hand and by finite differences -> largest relative errors
+    const p = new Game.Play({loss: name, seed: 1});
+    const L = Game.LOSSES[name], B = 32, H = 1e-6, off = {D: [], G: []};
+    for (let i = 0; i < 40; i++) p.step();
+    const z = Float64Array.from({length: 4*B}, p.rng.normal), batch = new Float64Array(4*B);
+    batch.set(p.reals(B, p.rng));
+    batch.set(p.G.forward(z, B).subarray(0, 2*B), 2*B);
+    const loss = {
+        D: s => p.price(p.D.forward(batch, 2*B), s, (l, k) => L.d(l, k < B ? 1 : 0)),
+        G: s => p.price(p.D.forward(p.G.forward(z, B), B), s, L.g)};
+    const slopes = {D: new Float64Array(2*B), G: new Float64Array(B)};
+    for (const who of ['D', 'G']) {
+        loss[who](slopes[who]);
+        if (who === 'D') p.D.backward(slopes.D, 2*B);
+        else p.G.backward(p.D.backward(slopes.G, B, false).subarray(0, 2*B), B);
+        p[who].layers.forEach(layer => {
+            for (let k = 0; k < layer.w.length; k += 1 + layer.w.length >> 5) {
+                const w = layer.w[k], at = v => { layer.w[k] = v; return loss[who](new Float64Array(2*B)); };
+                const found = (at(w+H) - at(w-H))/2/H;
+                layer.w[k] = w;
+                off[who].push(Math.abs(found - layer.g[k])/(1e-3 + Math.abs(found)));
+            }
+        });
+    }
+    return [off.D, off.G].map(e => e.sort((a, b) => a - b)).map(e => [e[e.length >> 1], e.at(-2)]);
+}'''
+
+
+@pytest.mark.parametrize('name', ['bce', 'minimax', 'hinge', 'squares'])
+def test_the_games_gradients_are_right(made, context, name):
+    p = Page(context, made.as_uri())
+    for middle, high in p.page.evaluate(SLOPES, name):
+        assert middle < 1e-6 and high < 1e-3 # the highest but one: a kink may lie within the difference
+    p.page.close()
+
+
+def test_the_game_repeats_by_its_seed_and_finds_modes(made, context):
+    p = Page(context, made.as_uri())
+    play = '''([seed, steps]) => {
+        const p = new Game.Play({seed});
+        for (let i = 0; i < steps; i++) p.step();
+        return [...p.made()];
+    }'''
+    first, again, other = (p.page.evaluate(play, [seed, 200]) for seed in (7, 7, 8))
+    assert first == again != other
+    angles = torch.arange(8)*torch.pi/4
+    centres = 2*torch.stack([angles.cos(), angles.sin()], 1)
+    covered = []
+    for seed in range(4):
+        points = torch.tensor(p.page.evaluate(play, [seed, 1500])).view(-1, 2)
+        near, which = torch.cdist(points, centres).min(1)
+        covered.append(len(set(which[near < .4].tolist())))
+    assert sum(c >= 5 for c in covered) >= 3, covered
+    p.page.close()
+
+
 # ---- the rest ----
 
 def test_the_runtime_is_what_its_makers_published():
