@@ -1,0 +1,120 @@
+"""The course as a website: lessons with their stored outputs, the measured pages, every public name.
+
+    python tools/site.py [OUT]     default: _site; needs pip install -e ".[site]"
+
+The pages keep the places that they have in the repository (nbs/, docs/), so that links between them hold;
+links to other files lead to the repository. Nothing is run, and nothing is fetched.
+"""
+import ast, json, re, shutil, subprocess, sys, tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import house, sync
+
+ROOT = Path(__file__).resolve().parent.parent
+SITE = ROOT/'docs/site'
+PAGES, KINDS = ('nbs', 'docs'), ('.md', '.ipynb', '.png', '.csv')  # which files the site has
+
+
+def inside(text: str, at: str, s) -> str: # at: the folder of a page, as 'nbs'
+    "The text with links to what is no page of the site leading to the repository; badges become words."
+    text = re.sub(r'\[!\[([^]]*)\]\([^)]*\)\]\(([^)]*)\)', r'[\1](\2)', text)
+    text = text.replace(sync.blob(s).replace('/blob/', '/raw/') + 'docs/', '../docs/')
+    def lead(m):
+        path = (ROOT/at/m[2]).resolve()
+        known = path.exists() and path.is_relative_to(ROOT)
+        place = path.relative_to(ROOT).as_posix() if known else ''
+        page = place.startswith(tuple(f'{p}/' for p in PAGES)) and path.suffix in KINDS
+        return m[0] if page or not known else f'{m[1]}({sync.blob(s)}{place}{m[3]})'
+    link = r'(\])\(((?!https?:|#|mailto:)[^)#\s]+)(#[^)\s]*)?\)'
+    return re.sub(link, lambda m: lead([m[0], m[1], m[2], m[3] or '']), text)
+
+
+def copy_lesson(path: Path, to: Path, s):
+    "A lesson for readers: its number in the title, without what only nbdev and a kernel need."
+    book = json.loads(path.read_text(encoding='utf-8'))
+    for c in book['cells']:
+        text = ''.join(c['source'])
+        if c['cell_type'] == 'markdown': text = inside(text, 'nbs', s)
+        else: text = re.sub(r'^#\| *\w.*\n?', '', text, flags=re.M)
+        c['source'] = text
+    book['cells'] = [c for c in book['cells'] if c['source'].strip() and 'print("device:"' not in c['source']]
+    book['metadata']['language_info'] = dict(name='python', pygments_lexer='ipython3') # knows !commands
+    first = book['cells'][0]
+    first['source'] = first['source'].replace('# ', f'# {sync.number(path)} · ', 1)
+    to.write_text(json.dumps(book), encoding='utf-8')
+
+
+def head(node, lines) -> str: # of a function or class: what stands before its body, comments and all
+    first = node.body[0]
+    doc = isinstance(first, ast.Expr) and isinstance(getattr(first, 'value', None), ast.Constant)
+    start = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+    end = first.end_lineno if doc else first.lineno - 1
+    return '\n'.join(lines[start-1:max(end, node.lineno)])
+
+
+def members(node, lines) -> list: # of a class: its fields, and the heads of what it can do
+    if not isinstance(node, ast.ClassDef): return []
+    fields = [lines[n.lineno-1] for n in node.body if isinstance(n, ast.AnnAssign)]
+    own = [n for n in node.body if isinstance(n, ast.FunctionDef)]
+    return fields + [head(n, lines) for n in own if n.name[0] != '_' or n.name == '__init__']
+
+
+def api_page(name: str, file: Path, s) -> str: # Markdown
+    "Every public name of a module: its signature with what each value means, and the lesson that builds it."
+    text = file.read_text(encoding='utf-8')
+    tree, lines = ast.parse(text), text.split('\n')
+    public = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign)
+                   and getattr(n.targets[0], 'id', '') == '__all__'), [])
+    lessons = [(m.start(), m[1]) for m in re.finditer(r'^# %% \S*nbs/(\S+)\.ipynb', text, re.M)]
+    starts = [0]
+    for l in lines: starts.append(starts[-1] + len(l) + 1)
+    out = [f'# pokegan.{name}', '', (ast.get_docstring(tree) or '').strip(), '']
+    for n in tree.body:
+        if getattr(n, 'name', None) not in public: continue
+        lesson = [l for at, l in lessons if at <= starts[n.lineno]][-1]
+        where = f'[Built in lesson {sync.number(lesson)}](../nbs/{lesson}.ipynb)'
+        parts = [head(n, lines), *members(n, lines)]
+        out += [f'## {n.name}', '', where, '', '```python', *parts, '```', '']
+    return '\n'.join(out)
+
+
+def contents_of_lessons() -> str: # a table of contents for each part
+    def tree(part, numbers):
+        mine = [f'nbs/{l.stem}' for l in sync.lessons() if sync.number(l)[:2] in numbers.split()]
+        return '\n'.join(['```{toctree}', ':hidden:', f':caption: {part}', *mine, '```', ''])
+    return '\n'.join(tree(*p) for p in sync.PARTS.items())
+
+
+def gather(to: Path):
+    "The tree that Sphinx reads."
+    s = sync.settings()
+    for f in ('nbs', 'docs', 'api', '_static', 'extra'): (to/f).mkdir(parents=True)
+    for l in sync.lessons(): copy_lesson(l, to/'nbs'/l.name, s)
+    for f in [ROOT/'nbs/README.md', *sorted((ROOT/'docs').glob('*.md'))]:
+        at = f.parent.relative_to(ROOT).as_posix()
+        (to/at/f.name).write_text(inside(f.read_text(encoding='utf-8'), at, s), encoding='utf-8')
+    for f in [*(ROOT/'docs').glob('*.png'), *(ROOT/'docs').glob('*.csv')]: shutil.copy(f, to/'docs')
+    modules = {k: f for k, f in house.modules().items() if k != '__main__'}
+    for k, f in modules.items(): (to/f'api/{k}.md').write_text(api_page(k, f, s), encoding='utf-8')
+    contents = '\n'.join(modules)
+    text = f'# Every public name\n\n```{{toctree}}\n{contents}\n```\n'
+    (to/'api/index.md').write_text(text, encoding='utf-8')
+    index = (SITE/'index.md').read_text(encoding='utf-8')
+    (to/'index.md').write_text(index.replace('LESSONS', contents_of_lessons()), encoding='utf-8')
+    shutil.copy(SITE/'conf.py', to)
+    shutil.copy(SITE/'site.css', to/'_static')
+
+
+def build(out: Path):
+    with tempfile.TemporaryDirectory() as d:
+        source = Path(d)/'source'
+        gather(source)
+        from pokegan.playground import play
+        play('creatures-projected', source/'extra/play', folder=True, likeness=False)
+        shutil.rmtree(out, ignore_errors=True)
+        words = '-m sphinx -q -W --keep-going -j 2 -b html'.split()
+        subprocess.run([sys.executable, *words, str(source), str(out)], check=True)
+
+
+if __name__ == '__main__': build(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT/'_site'))
