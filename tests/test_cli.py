@@ -283,7 +283,9 @@ def test_pokegan2_does_its_three_steps_and_goes_on(tmp_path):
     assert [i['recipe']['family'] for i in info] == ['encoder', 'pokegan2-pretrain', 'pokegan2']
     assert pictures(at/'pretrain/reconstructions')
     before = (at/'pretrain/last.safetensors').read_bytes()
-    (at/'state.safetensors').unlink()  # as if it had been killed before step 3
+    (at/'state.safetensors').unlink()  # as if it had been killed before step 3: there is the plan alone
+    plan = read_info(at) | dict(step=0)
+    (at/'run.json').write_text(json.dumps(plan), encoding='utf-8')
     pokegan('train', '--resume', '--run', 'mine', cwd=tmp_path)
     pokegan('train', '--resume', '--run', 'mine', '--steps', 3, cwd=tmp_path)
     assert read_info(at)['step'] == 3

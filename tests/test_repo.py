@@ -94,7 +94,7 @@ def test_lesson(path):
     assert re.match(r'# .+\n\n> .+', first), 'a title, and a subtitle of one line'
     assert f'nbs/{path.name}' in first and 'colab.research.google.com' in first
     setup = ''.join(next(c for c in code if not ''.join(c['source']).startswith('#| default_exp'))['source'])
-    assert f'git+{S["git_url"]}@v{S["version"]}' in setup and 'print("device:"' in setup
+    assert setup == sync.setup_cell(path, S)
     outputs = [o for c in code for o in c['outputs']]
     assert not [o for o in outputs if o['output_type'] == 'error'], 'an error is stored'
     assert 'site-packages' not in json.dumps(outputs), 'a traceback with paths of one machine is stored'
@@ -104,6 +104,50 @@ def test_lesson(path):
     assert all(''.join(c['source']).strip() for c in code + prose), 'an empty cell'
     text = path.read_text(encoding='utf-8')
     assert 'Exercises' in text and 'References' in text
+
+
+PIP = '''import os, sys
+print(sys.argv[-1])
+if '@main' in sys.argv[-1]:
+    os.makedirs('there/pokegan/data')
+    for f in ('', 'data/'): open(f'there/pokegan/{f}__init__.py', 'w').close()
+'''
+
+
+def test_the_set_up_cell_tries_three_places_and_believes_no_folder(tmp_path):
+    "With a pip that says what it is asked for, and installs at the third time."
+    (tmp_path/'pokegan/data').mkdir(parents=True) # beside the notebook, and not the package
+    (tmp_path/'pip').mkdir()
+    torch = 'cuda = type("", (), dict(is_available=lambda: 0)); get_num_threads = int'
+    for f, text in {'torch.py': torch, 'pip/__init__.py': '', 'pip/__main__.py': PIP}.items():
+        (tmp_path/f).write_text(text, encoding='utf-8')
+    code = 'import sys; sys.path.insert(0, "there")\n' + sync.setup_cell('16b_x.ipynb', S)
+    def asked():
+        p = subprocess.run([sys.executable, '-S', '-c', code], cwd=tmp_path, capture_output=True, text=True,
+                           env=dict(PYTHONPATH=str(tmp_path), PYTHONIOENCODING='utf-8'))
+        assert p.returncode == 0, p.stderr
+        return [l for l in p.stdout.split('\n') if l.startswith('pokegan')]
+    name, git = 'pokegan[explore]', f'git+{S["git_url"]}'
+    assert asked() == [name, f'{name} @ {git}@v{S["version"]}', f'{name} @ {git}@main']
+    assert asked() == []
+
+
+def test_the_packages_page_has_no_relative_link():
+    import readme
+    text = readme.absolute((ROOT/'README.md').read_text(encoding='utf-8'), S)
+    links = re.findall(r'\]\(([^)\s]+)\)', text)
+    assert len(links) > 30 and [l for l in links if not l.startswith(('https://', '#'))] == []
+    for l in links: # to files that the tag will have
+        for kind in ('blob', 'raw'):
+            mine = f'{S["git_url"]}/{kind}/v{S["version"]}/'
+            if l.startswith(mine): assert (ROOT/l.removeprefix(mine).partition('#')[0]).exists(), l
+    assert f'{S["git_url"]}/raw/v{S["version"]}/docs/creatures-projected.png' in links
+
+
+def test_extras_that_lessons_ask_for_are_those_of_the_package():
+    text = (ROOT/'pyproject.toml').read_text(encoding='utf-8')
+    assert all(f'\n{e} = [' in text for e in sync.EXTRAS.values())
+    assert {n for n in sync.EXTRAS} <= {sync.number(l) for l in LESSONS}
 
 
 @every_lesson

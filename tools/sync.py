@@ -4,8 +4,8 @@
     python tools/sync.py --check    exit 1 and name files that are not in step, and links that lead nowhere
 
 Owner, repository and version go from settings.ini into the lessons' badges and set-up cells and both READMEs;
-the table in nbs/README.md comes from the lessons' titles, subtitles and `#| export` marks. The end of the
-set-up cells, which says what a lesson runs on, stands below.
+the table in nbs/README.md comes from the lessons' titles, subtitles and `#| export` marks. The set-up cell of
+all lessons, and which extras each of them installs, stand below.
 """
 import configparser, json, re, sys
 from pathlib import Path
@@ -17,9 +17,22 @@ PARTS = {'Start': '00', 'Workshop: pictures': '01 02', 'The game': '03 04 05', '
 COLAB = 'colab.research.google.com/github'
 MARKS = '<!-- lessons: written by tools/sync.py -->', '<!-- end of lessons -->'
 
-DEVICE = '''import torch
+EXTRAS = {'02b': 'kaggle', '08a': 'metrics', '08b': 'metrics', '08c': 'metrics', '08e': 'metrics',
+          '11a': 'encoder', '11b': 'encoder', '11c': 'encoder', '11d': 'encoder', '12a': 'encoder',
+          '12b': 'encoder', '13d': 'course', '14b': 'video', '16b': 'explore', '16c': 'play'}
+SETUP = '''import importlib.util, subprocess, sys
+def installed():  # a folder of that name beside the notebook is not the package
+    importlib.invalidate_caches()
+    try: return bool(importlib.util.find_spec("pokegan.data").origin)
+    except (ModuleNotFoundError, AttributeError): return False
+git = "{git}"
+for place in "", f" @ {{git}}@v{version}", f" @ {{git}}@{branch}":
+    if installed(): break  # everywhere but in a fresh Colab
+    print(f"installing pokegan{extras}{{place}} …")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"pokegan{extras}{{place}}"])
+import torch
 print("device:", torch.cuda.get_device_name() if torch.cuda.is_available()
-      else f"CPU, {torch.get_num_threads()} threads")'''
+      else f"CPU, {{torch.get_num_threads()}} threads")'''
 
 
 def settings() -> configparser.SectionProxy:
@@ -36,14 +49,20 @@ def in_step(text: str, s) -> str:
     return re.sub(rf'({re.escape(home)})@v[\d.]+\d', rf"\1@v{s['version']}", text)
 
 
-def lesson_in_step(text: str, s) -> str:
-    "The same for a lesson, whose set-up cell ends with DEVICE."
+def setup_cell(lesson: Path|str, s) -> str:
+    "Installs the package where there is none: from the package index, else this version, else the newest."
+    extra = EXTRAS.get(number(lesson), '')
+    git = f"git+https://github.com/{s['user']}/{s['repo']}"
+    extras = f'[{extra}]' if extra else ''
+    return SETUP.format(git=git, version=s['version'], branch=s['branch'], extras=extras)
+
+
+def lesson_in_step(lesson: Path, text: str, s) -> str:
+    "The same for a lesson, and its set-up cell."
     book = json.loads(in_step(text, s))
-    end = re.compile(r'import torch\n(gpu = .*\n)?print\("device:".*?\n? .*? threads"\)')
     for c in book['cells']:
-        old = ''.join(c['source'])
-        new = end.sub(lambda _: DEVICE, old)
-        if new != old: c['source'] = new.splitlines(True)
+        if c['cell_type'] == 'code' and 'print("device:"' in ''.join(c['source']):
+            c['source'] = setup_cell(lesson, s).splitlines(True)
     return json.dumps(book, ensure_ascii=False, indent=1, sort_keys=True) + '\n'
 
 
@@ -129,7 +148,7 @@ def main():
     s, check, off = settings(), '--check' in sys.argv, []
     for f in [*lessons(), *pages()]:
         old = f.read_text(encoding='utf-8')
-        if f.suffix == '.ipynb': new = lesson_in_step(old, s)
+        if f.suffix == '.ipynb': new = lesson_in_step(f, old, s)
         else: new = in_step(with_table(old, s) if MARKS[0] in old else old, s)
         if new != old: off.append(str(f.relative_to(ROOT)))
         if new != old and not check: f.write_text(new, encoding='utf-8')
