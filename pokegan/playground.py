@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .core import plain_torch, replacing, replacing_folder
+from .core import plain_torch, read_file, replacing, replacing_folder
 from .runs import load_run, Run
 
 # %% ../nbs/16c_playground.ipynb #c011
@@ -165,6 +165,9 @@ def play(
     out = Path(out)
     if folder: return _play_folder(run, out, likeness)
     if out.is_dir(): raise ValueError(f'{out} is a folder; name a file such as {out/"page.html"}')
+    if out.suffix.lower() != '.html': raise ValueError(f'{out}: a page is written as .html; name it so')
+    if out.exists() and b'id="facts"' not in read_file(out, 1 << 30):
+        raise ValueError(f'{out} is no page of pokegan; name a new file')
     if not out.parent.is_dir(): raise ValueError(f'{out.parent} is no folder; make it first')
     parts = page_parts(run, likeness)
     text = page_text(page_facts(run, parts), parts)

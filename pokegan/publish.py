@@ -6,12 +6,13 @@
 __all__ = ['in_half', 'train_call', 'limit_list', 'rights', 'model_card', 'publish']
 
 # %% ../nbs/15c_publish.ipynb #c003
+import re
 from dataclasses import fields
 from pathlib import Path
 
 from torch import Tensor
 
-from .core import check_free, replacing_folder
+from .core import check_free, printable, replacing_folder
 from .data.images import to_uint8
 from .data.records import read_record, RunInfo
 from .training.callbacks import save_png
@@ -45,6 +46,10 @@ def train_call(
     return f"train({r.name!r}, {info['data']['source']!r}, {options})"
 
 # %% ../nbs/15c_publish.ipynb #c029b
+def _plain(text) -> str: # in Markdown, whatever it says
+    text = printable(' '.join(str(text).split()))
+    return re.sub(r'([\\`*_{}\[\]<>#|])', r'\\\1', text)
+
 def _fact_table(info:dict) -> str: # run.json of what is published, to Markdown
     "What was trained, on what, for how long, and what is in the file."
     r, d, p = from_plain(info['recipe']), info['data'], info['published']
@@ -57,18 +62,19 @@ def _fact_table(info:dict) -> str: # run.json of what is published, to Markdown
     start, began = info.get('start'), {}
     if start: began['began from'] = (f"`{start['name']}` at step {start['step']:,}, trained on "
                                      f"{start['data']['source']}")
+    source = _plain(d['source'])
     counts = ', '.join(f'{k}: {n:,} numbers' for k, n in p['networks'].items())
     rows = {
         'recipe': f'`{r.name}`: {r.source}{differs}',
-        'started as': f'`{train_call(info)}`',
-        'data': f"{d['source']}: {d['n']:,} pictures of {d['size']} px, "
-                f"fingerprint {d['fingerprint']}",
+        'started as': '`' + train_call(info).replace('`', "'").replace('|', '\\|') + '`',
+        'data': f"{source}: {d['n']:,} pictures of {d['size']} px, "
+                f"fingerprint {_plain(d['fingerprint'])}",
         **began,
         'checkpoint': f"step {info['step']:,}{best}",
         'seen by then': f"{info['images']:,} pictures in batches of {r.batch}: "
                         f'{passes:,.1f} times through the data',
         'time': f"{minutes:.1f} minutes on {info['device']}{earlier}",
-        'software': ', '.join(f'{k} {v}' for k, v in info['versions'].items()),
+        'software': _plain(', '.join(f'{k} {v}' for k, v in info['versions'].items())),
         'weights': f'{counts}; kernels and matrices in float16',
         'cost of float16': f'of 64 pictures no pixel value moved by more than {largest:.0f} of 255, '
                            f'the mean by {mean:.3f}'}
@@ -88,9 +94,10 @@ def limit_list(
         f"This is one training, with seed {info['seed']}; "
         'another seed gives other pictures and other numbers.']
     if not info['scores']: lines.append('Nobody has measured how good it is.')
-    if info['stopped']: lines.append(f"Training broke off: {info['stopped']}.")
-    lines += [f'Noted in training: {s}.' for s in info['notes']]
+    if info['stopped']: lines.append(f"Training broke off: {_plain(info['stopped'])}.")
+    lines += [f'Noted in training: {_plain(s)}.' for s in info['notes']]
     text = '\n'.join(f'- {s}' for s in lines)
+    own = '\n'.join(map(printable, own.split('\n'))) # it is the author's Markdown
     return f'{text}\n\n{own}' if own else text
 
 def _from_creatures(info:dict) -> bool: # and so was what it began from, and what that began from
@@ -103,7 +110,7 @@ def rights(
     "Whose the weights are, and whose the pictures they were trained on."
     licence = info['published']['licence']
     weights = 'No licence is named: ask its author before you pass it on.'
-    if licence: weights = f'Weights and card: {licence}.'
+    if licence: weights = f'Weights and card: {_plain(licence)}.'
     pictures = 'The training pictures belong to whoever made them, and are not in this folder.'
     if _from_creatures(info): pictures = 'The training pictures were drawn by pokegan itself.'
     return f'{weights} {pictures}'
@@ -132,7 +139,7 @@ def model_card(
     about = ['For lessons and experiments with small generators: '
              'it draws new pictures like those it was trained on.']
     about += [text for part, text in _PARTS.items() if part in has]
-    return f'''# {name}
+    return f'''# {_plain(name)}
 
 ![32 pictures of seed 0, none of them chosen](samples.png)
 
@@ -142,7 +149,7 @@ run = load_run({name!r})  # this folder
 x = run.sample(64, seed=0)  # (64, 3, {size}, {size}) in [-1, 1]
 ```
 
-or `pokegan sample {name}`. {' '.join(about)}
+or `pokegan sample {printable(name).replace("`", "")}`. {' '.join(about)}
 
 ## Limits
 

@@ -74,6 +74,7 @@ def variant(
     for part in filter(None, changes.split(',')):
         k, eq, v = part.partition('=')
         if not eq: raise ValueError(f'{words}: {part!r} is no change; write field=value')
+        if k in ('name', *out): raise ValueError(f'{words}: {k} can be given once, and no name')
         kind = kinds.get(k, str)
         try: out[k] = read_value(kind, v)
         except ValueError:

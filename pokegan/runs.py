@@ -28,7 +28,7 @@ from .training.distributed import init_distributed, load_once, rank
 from .training.trainer import check_budget
 from .latents.priors import prior, sample
 from .models.encoder import named_features
-from .models.recipe import from_plain, make_trainer, read_info, Recipe
+from .models.recipe import from_plain, make_trainer, read_info, Recipe, room_for
 from .models.transfer import fitting, Start
 from . import recipes
 
@@ -61,8 +61,7 @@ class Run:
         """The latents (n,nz) of a seed, as G met them in training; `prior` (lesson 14a) has the knobs.
         Raises ValueError on a kind that it does not know."""
         own = _of_kind(self, kind) if kind else self.recipe.prior(self.nets)
-        draw = prior(own, self.recipe.nz, truncation, psi)
-        return draw(_count(n), generator(seed))
+        return prior(own, self.recipe.nz, truncation, psi)(_count(n), generator(seed))
 
     @plain_torch()
     def sample(self, n:int=64, seed:int=0, truncation:float|None=None, psi:float=1.,
@@ -80,6 +79,7 @@ class Run:
     def encode(self, x:Tensor, n:int=1, seed:int=0) -> Tensor: # (k,3,h,w) in [-1,1] to (k·n,nz)
         """n latents for each of k pictures; the seed decides what a picture leaves open.
         Raises ValueError as `encoder`."""
+        _count(n*len(x))
         return self.encoder(x, generator(seed), n)
 
     @plain_torch()
@@ -261,6 +261,7 @@ def _check_counts(habits:dict): # every so many steps or epochs, or None
 def _ready(r:Recipe, track:str|None, device): # -> the features that track KID, where they do
     "What must be there before anything is loaded or written."
     r.check_requirements()
+    room_for(r)
     import matplotlib # noqa: F401 (a wrong MPLBACKEND is told now, not after the training)
     return named_features(track, device) if track else None
 

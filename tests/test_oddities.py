@@ -1,5 +1,5 @@
 """Inputs that nobody means to give: each is right, or gets one line, and nothing is lost."""
-import gzip, io, json, os, shutil, struct, subprocess, sys, tarfile, zipfile
+import gzip, io, json, os, re, shutil, struct, subprocess, sys, tarfile, zipfile
 from unicodedata import normalize
 
 import numpy as np
@@ -7,14 +7,16 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from pokegan import load_run, resume, train
-from pokegan.compare import evaluate
+from pokegan.compare import compare, evaluate
 from pokegan.core import pick_device
 from pokegan.data import files, load_images
 from pokegan.data.cleaning import clean, MAX_PAGES, Report, Skip
 from pokegan.data.download import BadArchive, unpack
 from pokegan.data.files import match_labels, read_csv, walk
 from pokegan.latents.walks import film
+from pokegan.playground import play
 from pokegan.publish import publish
+from pokegan.recipes import variant
 from pokegan.runs import new_folder
 from pokegan.training.callbacks import make_gif, read_log, read_stamp
 from pokegan.training.checkpoint import kept
@@ -254,6 +256,80 @@ def test_a_publication_within_its_run(run):
     assert not (run/'pub').exists()
 
 
+# ---- what is there already ----
+
+def test_a_page_takes_the_place_of_a_page_alone(run, tmp_path):
+    pytest.importorskip('onnxscript')
+    before = (run/'run.json').read_bytes()
+    (tmp_path/'mine.html').write_text('<h1>mine</h1>', encoding='utf-8')
+    for out in (run/'run.json', tmp_path/'mine.html', tmp_path/'page.txt', os.devnull):
+        with pytest.raises(ValueError, match='written as .html|no page of pokegan'): play(run, out)
+    assert (run/'run.json').read_bytes() == before and not os.path.isfile(os.devnull)
+    play(run, tmp_path/'page.html')
+    play(run, tmp_path/'page.html') # its own
+
+
+def test_a_comparison_leaves_what_others_made(run, tmp_path):
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'mine/table.csv').write_text('my own', encoding='utf-8')
+    (tmp_path/'notes').mkdir()
+    (tmp_path/'notes/a.txt').write_text('a', encoding='utf-8')
+    how = dict(minutes=.01, features='random', n=16, progress=False, device='cpu')
+    for out in (tmp_path/'mine', tmp_path/'notes', run):
+        with pytest.raises(ValueError, match='something else than a comparison'):
+            compare(['dcgan-quick'], 'creatures:40', size=32, out=out, **how)
+    assert (tmp_path/'mine/table.csv').read_text(encoding='utf-8') == 'my own'
+    wrong = {'trains no generator': dict(names=['encoder-rotnet']), 'n is 9': dict(n=99999999)}
+    for words, more in wrong.items():
+        names = more.pop('names', ['dcgan-quick'])
+        with pytest.raises(ValueError, match=words):
+            compare(names, 'creatures:40', size=32, out=tmp_path/'new', **how | more)
+    assert not (tmp_path/'new').exists()
+
+
+@posix
+def test_grids_that_are_none(run):
+    Image.new('L', (13000, 2000)).save(run/'samples/0000001.png')
+    with pytest.raises(ValueError, match='no picture that pokegan wrote'): film(run, run/'a.gif')
+    (run/'samples/0000001.png').unlink()
+    os.mkfifo(run/'samples/0000001.png')
+    for call in (lambda: film(run, run/'a.gif'), lambda: make_gif(run)):
+        with pytest.raises(ValueError, match='no picture that pokegan wrote'): call()
+
+
+@pytest.mark.parametrize('changes', [dict(ngf=2**20), dict(nz=2**20, ngf=512), dict(batch=2**20, size=256)])
+def test_networks_and_batches_for_which_there_is_no_room(tmp_path, changes):
+    with pytest.raises(ValueError, match='needs more memory than is free'):
+        train('dcgan-quick', 'creatures:40', tmp_path/'run', steps=1, progress=False, device='cpu', **changes)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_card_shows_what_others_wrote_as_text(run, tmp_path):
+    info = json.loads((run/'run.json').read_text(encoding='utf-8'))
+    trick = 'x\n\n# Owned <script>alert(1)</script> | \x1b[31m'
+    change(run/'run.json', notes=[trick], data=info['data'] | dict(source=trick))
+    publish(run, tmp_path/'pub', licence=trick, limits='Of **mine**\x1b[31m.')
+    card = (tmp_path/'pub/README.md').read_text(encoding='utf-8')
+    assert '\x1b' not in card and '\n# Owned' not in card
+    assert '<script>' not in re.sub('`[^`]*`', '', card).replace('\\<', '').replace('\\>', '')
+    assert 'Of **mine**' in card
+
+
+def test_files_that_are_no_pictures_need_no_room(tmp_path, eight, monkeypatch): # noqa: F811
+    from pokegan.data import prepare
+    for i in range(200): (eight/f'{i}.txt').write_text('', encoding='utf-8')
+    asked = []
+    was = prepare._Shelf
+    monkeypatch.setattr(prepare, '_Shelf', lambda n, *a: asked.append(n) or was(n, *a))
+    assert len(load_images(eight)) == 8 and asked == [8]
+
+
+def test_likenesses_without_end():
+    run = load_run('creatures-projected')
+    with pytest.raises(ValueError, match='it must be from 1 to 65536'):
+        run.encode(np.zeros((40, 3, 64, 64), np.float32), n=70_000)
+
+
 # ---- words and surroundings ----
 
 def test_values_that_cannot_be(tmp_path):
@@ -262,6 +338,8 @@ def test_values_that_cannot_be(tmp_path):
     with pytest.raises(ValueError, match='is no colour'):
         load_images('creatures:2', background=(np.inf, 0, 0))
     with pytest.raises(ValueError, match='no such file'): load_images('~nobodyhere/x')
+    for words in ('dcgan-quick:name=x', 'dcgan-quick:size=32,size=64'):
+        with pytest.raises(ValueError, match='can be given once'): variant(words)
     for steps in (2.5, True):
         with pytest.raises(ValueError, match='a whole number'):
             train('dcgan-quick', 'creatures:8', tmp_path/'r', **HOW | dict(steps=steps))

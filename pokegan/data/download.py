@@ -6,7 +6,7 @@
 __all__ = ['MAX_TOTAL', 'MAX_FILES', 'MAX_HEADER', 'BROKEN', 'BACKENDS', 'BadArchive', 'ShortHeaders', 'in_tar', 'is_tar', 'unpack', 'DownloadError', 'parse_handle', 'scrub', 'explain', 'time_out', 'download', 'find_sets', 'CREATURES', 'MILLION', 'SOURCES', 'source_help']
 
 # %% ../../nbs/02b_download.ipynb #c007
-import gzip, io, json, lzma, os, re, shutil, stat, struct, tarfile, tempfile, zipfile, zlib
+import errno, gzip, io, json, lzma, os, re, shutil, stat, struct, tarfile, tempfile, zipfile, zlib
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from inspect import signature
@@ -45,8 +45,13 @@ class ShortHeaders(tarfile.TarInfo):
         return super()._proc_member(tar)
 
 def in_tar(t): # an open tar; yields its members
-    try: yield from t
-    except ValueError as e: raise tarfile.ReadError(str(e)) from None # a size that no file can have
+    try:
+        for m in t:
+            if m.size < 0: raise ValueError('a size below 0')
+            yield m
+    except (ValueError, OSError) as e: # a size that no file can have
+        if getattr(e, 'errno', None) not in (None, errno.EINVAL): raise
+        raise tarfile.ReadError(str(e)) from None
 
 def is_tar(path) -> bool: # as tarfile.is_tarfile, with short headers
     try:

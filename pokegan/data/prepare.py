@@ -205,7 +205,7 @@ class Prepared:
 
 def _load(path, names, size, memory, exact, **how): # -> (rows that loaded, their shelf, report)
     n, chosen, report = len(names), set(names), Report()
-    shelf = _Shelf(n, size, memory)
+    shelf = _Shelf(sum(not name_reason(f) for f in names), size, memory)
     found = (f for f in walk(path) if f.name in chosen)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', module='PIL')   # what it warns of, we refuse with a reason

@@ -94,15 +94,15 @@ def read_pixels(
 # %% ../../nbs/02d2_records.ipynb #r028a
 class Room(TorchFunctionMode):
     "Within it tensors are made only while there is room: ValueError before too large a one."
-    def __init__(self, most:int): # bytes
+    def __init__(self, most:int, why:str='these networks are larger than what was saved'): # bytes
         super().__init__()
-        self.left = most
+        self.left, self.why = most, why
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.empty:
             size = args[0] if isinstance(args[0], (tuple, list)) else args
             self.left -= 4*math.prod(size)
-            if self.left < 0: raise ValueError('these networks are larger than what was saved')
+            if self.left < 0: raise ValueError(self.why)
         return func(*args, **(kwargs or {}))
 
 # %% ../../nbs/02d2_records.ipynb #r030b

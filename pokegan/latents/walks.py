@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..core import replacing
 from ..data.images import to_image, to_uint8
-from ..training.callbacks import read_stamp, write_gif
+from ..training.callbacks import open_grid, read_stamp, write_gif
 
 # %% ../../nbs/14b_walks.ipynb #slp2
 def slerp(
@@ -114,10 +113,6 @@ def _encode(program, x, path, fps): # the frames go through a pipe, small ones e
         raise OSError(f'{path} was not written: {said[-1]}')
 
 # %% ../../nbs/14b_walks.ipynb #film2
-def _grid(path): # -> (h,w,3)
-    try: return np.array(Image.open(path).convert('RGB'))
-    except OSError: raise ValueError(f'{path} is no picture; remove it') from None
-
 def film(
     folder:str|Path, # of a run with samples/*.png
     path:str|Path,   # something.gif, .mp4 or .avi
@@ -128,7 +123,10 @@ def film(
     ffmpeg(path)  # what cannot be written is not read
     grids = sorted(filter(read_stamp, Path(folder).glob('samples/*.png')))
     if not grids: raise ValueError(f'{folder} has no samples/*.png to make a film of: train first')
-    x = [_grid(p) for p in grids]
+    first = np.array(open_grid(grids[0]))
+    if len(grids)*first.nbytes > 2 << 30:
+        raise ValueError(f'{len(grids)} grids of {first.shape[1]} px are too many for a film')
+    x = [first, *(np.array(open_grid(p)) for p in grids[1:])]
     sizes = {v.shape for v in x}
     if len(sizes) > 1: raise ValueError(f'{folder} has grids of several sizes in samples/')
     write_film(torch.from_numpy(np.stack(x)).permute(0, 3, 1, 2), path, fps)

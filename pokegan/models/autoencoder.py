@@ -7,6 +7,7 @@ __all__ = ['dense', 'ConvEncoder', 'conv_encoder', 'there_and_back', 'reconstruc
            'reconstruction_figure', 'ReconstructionCB', 'read_picture']
 
 # %% ../../nbs/10a_road.ipynb #c003
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,7 +159,10 @@ def read_picture(
     if data is None and Path(path).exists() and not Path(path).is_file(): # a pipe would never end
         raise ValueError(f'{path} is no file; give a picture such as a PNG or JPEG')
     if data is None: data = Path(path).read_bytes()
-    try: pixels = clean(data, size, background).pixels
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', module='PIL') # what it warns of is refused with a reason
+            pixels = clean(data, size, background).pixels
     except Skip as e:
         raise ValueError(f'{path} cannot be used: {e}; give a picture such as a PNG or JPEG') from None
     return to_float(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
