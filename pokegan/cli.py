@@ -6,7 +6,7 @@
 __all__ = ['app', 'RANK', 'ClickException', 'Opt', 'Arg', 'SOURCE', 'RUN', 'FEATURES', 'TRUNCATION', 'RunFolder', 'Device',
            'Features', 'Truncation', 'Psi', 'Best', 'Step', 'RECIPE', 'STOP', 'START', 'LABEL', 'KIND', 'LIKE',
            'BACKGROUND', 'MOST_ROWS', 'FILM', 'BETWEEN', 'LICENCE', 'FOLDER', 'prepared_name', 'data_command',
-           'recipes_command', 'one_line', 'Patient', 'signals_end', 'main', 'again', 'tell', 'train_command',
+           'recipes_command', 'one_line', 'Shown', 'Patient', 'signals_end', 'main', 'again', 'tell', 'train_command',
            'rows_like', 'sample_command', 'walk_command', 'film_command', 'evaluate_command', 'compare_command',
            'publish_command', 'play_command']
 
@@ -99,6 +99,17 @@ def one_line(e:Exception) -> str: # what a user is told of a mistake
 def _goodbye(code:int) -> str: # what a signal's exit code means
     return 'interrupted' if code == 130 else f'ended by {signal.Signals(code - 128).name}'
 
+class Shown:
+    "A stream on which no name that others chose can move the cursor or turn the writing."
+    def __init__(self, stream): self.stream = stream
+    def __getattr__(self, name): return getattr(self.stream, name)
+    def write(self, text):
+        lines = text.split('\n')
+        if not all(map(str.isprintable, lines)):
+            from pokegan.core import printable # imports torch, which is slow
+            lines = map(printable, lines)
+        return self.stream.write('\n'.join(lines))
+
 class Patient:
     "A stream for words by the way: when nobody can hear them any more, the work goes on."
     def __init__(self, stream): self.stream = stream
@@ -130,7 +141,8 @@ def main(
     "The `pokegan` command: a mistake prints one line, no traceback; without words it prints help."
     words = (sys.argv[1:] if args is None else args) or ['--help']
     nobody = open(os.devnull, 'w', encoding='utf-8') # who hears what a closed stream is told
-    sys.stdout, sys.stderr = sys.stdout or nobody, Patient(sys.stderr or nobody)
+    if not isinstance(sys.stdout, Shown): sys.stdout = Shown(sys.stdout or nobody)
+    if not isinstance(sys.stderr, Patient): sys.stderr = Patient(sys.stderr or nobody)
     for s in (sys.stdout, sys.stderr): # a name that this terminal cannot show is no reason to stop
         if hasattr(s, 'reconfigure'): s.reconfigure(errors='backslashreplace')
     _check_here()

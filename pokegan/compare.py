@@ -240,7 +240,7 @@ def compare(
     size, plan = _plan(names, minutes, seeds, data.size if given else size)
     if not 16 <= n <= MOST: raise ValueError(f'n is {n}; score 16 images to {MOST}, best 1024')
     extract = named_features(features, device)
-    images = data if given else load_images(data, size, progress=progress)
+    images = data if given else load_images(data, size, progress=None if progress else False)
     if progress: print(images.report)
     ref, rows, first = real_reference(images, extract), [], {}
     kw = dict(minutes=minutes, device=device, progress=progress)

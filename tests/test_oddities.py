@@ -20,7 +20,7 @@ from pokegan.recipes import variant
 from pokegan.runs import new_folder
 from pokegan.training.callbacks import make_gif, read_log, read_stamp
 from pokegan.training.checkpoint import kept
-from test_cli import ENV, refused
+from test_cli import ENV, pokegan, refused
 from test_data import data, eight, picture # noqa: F401 (a fixture)
 
 HOW = dict(steps=2, progress=False, device='cpu', size=32, ngf=8, ndf=8, batch=8)
@@ -374,6 +374,13 @@ def test_the_work_goes_on_when_nobody_hears(tmp_path, ears):
     subprocess.run(command, shell=True, cwd=tmp_path, env=ENV, timeout=240)
     assert load_run(tmp_path/'r').info['step'] == 3
     assert {'losses.png', 'progress.gif', 'state.safetensors'} <= {p.name for p in (tmp_path/'r').iterdir()}
+
+
+@posix
+def test_names_of_ones_own_are_shown_escaped_too(run):
+    name = 'evil\x1b[31m\u202e.png'
+    p = pokegan('sample', run, '--n', 4, '--out', name, cwd=run)
+    assert p.stdout == '4 images are in evil\\x1b[31m\\u202e.png\n' and (run/name).exists()
 
 
 @posix
