@@ -95,8 +95,10 @@ def test_a_mixture_chooses_by_weight_and_by_one_number_alone():
     which = (m(4000, generator(0))[:, 0]/10).round()
     share = torch.stack([(which == i).float().mean() for i in range(3)])
     torch.testing.assert_close(share, m.weights, atol=.03, rtol=0)
-    u = torch.rand(1, generator=generator(7)) # the page draws it likewise
+    u = torch.rand(1, generator=generator(7), dtype=torch.float64) # the page draws it likewise
     assert round(m(1, generator(7))[0, 0].item()/10) == int(u > .2) + int(u > .7)
+    theirs = torch.multinomial(m.weights, 4000, replacement=True, generator=generator(0))
+    assert torch.equal(which.long(), theirs) # but for one alone, where PyTorch has another way
 
 
 # ---- the page, in a browser ----

@@ -101,7 +101,7 @@ def test_state_holds_the_last_good_step_when_killed_while_writing(zygote, tmp_pa
         t0 = time.perf_counter()
         while not (tmp_path/'run/run.json').exists(): time.sleep(.005)
         startup = startup or time.perf_counter() - t0
-        time.sleep(max(0, startup - (time.perf_counter() - t0)) + rng.uniform(0, .3))
+        time.sleep(max(0, startup - (time.perf_counter() - t0)) + rng.uniform(0, max(.3, startup/4)))
         try: os.kill(pid, signal.SIGKILL)
         except ProcessLookupError: pass  # the run has ended already
         zygote.stdout.readline()

@@ -38,8 +38,9 @@ class Mixture(nn.Module):
         "Every latent draws its own component, by weight."
         device = generator.device
         weights, means, factors = (b.to(device) for b in (self.weights, self.means, self.factors))
-        u = torch.rand(n, generator=generator, device=device)
-        c = torch.searchsorted(weights.cumsum(0), u, right=True).clamp(max=len(weights)-1)
+        fine = torch.float32 if device.type == 'mps' else torch.float64 # as torch.multinomial, but for n=1
+        u, sums = torch.rand(n, generator=generator, dtype=fine, device=device), weights.cumsum(0)
+        c = torch.searchsorted((sums/sums[-1]).to(fine), u).clamp(max=len(weights)-1)
         e = noise(n, means.shape[1], generator, device)
         if factors.ndim == 2: return means[c] + factors[c]*e
         return means[c] + (factors[c] @ e[..., None])[..., 0]

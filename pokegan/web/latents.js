@@ -101,9 +101,11 @@ const Latents = (() => {
     }
 
     mixed(rng, t) { // of a mixture of Gaussians: a component by its weight, then noise
-      const {weights, means, factors} = this.buffers, [k, d] = means.shape, u = rng.float();
-      let c = 0, sum = weights.data[0];
-      while (c < k-1 && sum <= u) sum = Math.fround(sum + weights.data[++c]);
+      const {weights, means, factors} = this.buffers, [k, d] = means.shape, u = rng.double();
+      const sums = Float32Array.from(weights.data);
+      for (let i = 1; i < k; i++) sums[i] += sums[i-1];
+      let c = 0;
+      while (c < k-1 && Math.fround(sums[c]/sums[k-1]) < u) c++;
       const e = this.noise(rng, d, t), out = means.data.slice(c*d, (c+1)*d);
       const full = factors.shape.length === 3;
       for (let i = 0; i < d; i++) {
