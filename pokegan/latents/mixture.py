@@ -38,7 +38,8 @@ class Mixture(nn.Module):
         "Every latent draws its own component, by weight."
         device = generator.device
         weights, means, factors = (b.to(device) for b in (self.weights, self.means, self.factors))
-        fine = torch.float32 if device.type == 'mps' else torch.float64 # as torch.multinomial, but for n=1
+        exact = device.type in ('cpu', 'cuda') # then as torch.multinomial, but for a single latent
+        fine = torch.float64 if exact else torch.float32
         u, sums = torch.rand(n, generator=generator, dtype=fine, device=device), weights.cumsum(0)
         c = torch.searchsorted((sums/sums[-1]).to(fine), u).clamp(max=len(weights)-1)
         e = noise(n, means.shape[1], generator, device)
