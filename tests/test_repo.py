@@ -19,7 +19,7 @@ ALLOW = {'02a_cleaning': 262,            # one picture of any kind, and the repo
          '02b_download': 217,            # what a network may do, and an archive
          '02c_gather': 235,              # files wherever they lie, and their labels
          '02e_data': 205,                # one store for every picture
-         '06a_callbacks': 233,           # whole files, and all that is shown of a training
+         '06a_callbacks': 235,           # whole files, and all that is shown of a training
          '09c_recipe': 201,              # all questions that a game answers
          '15a2_runs': 222,               # train, resume, and what both ask before they begin
          '01a_shapes': 360,              # drawing by formulas: one file of arithmetic,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core import replacing
 from ..data.images import to_image, to_uint8
-from ..training.callbacks import open_grid, read_stamp, write_gif
+from ..training.callbacks import open_grid, sample_grids, write_gif
 
 # %% ../../nbs/14b_walks.ipynb #slp2
 def slerp(
@@ -121,7 +121,7 @@ def film(
     """The sample grids of a run as one film. Raises ValueError where there are none;
     otherwise as `write_film`."""
     ffmpeg(path)  # what cannot be written is not read
-    grids = sorted(filter(read_stamp, Path(folder).glob('samples/*.png')))
+    grids = sample_grids(folder)
     if not grids: raise ValueError(f'{folder} has no samples/*.png to make a film of: train first')
     first = np.array(open_grid(grids[0]))
     if len(grids)*first.nbytes > 2 << 30:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core import mix_seed, replacing, run_eval
 from ..data.images import Images
-from ..training.callbacks import read_log, read_stamp, stages
+from ..training.callbacks import read_log, sample_grids, stages
 from ..training.checkpoint import finite, flatten, read_tensors, write_tensors
 from ..training.trainer import Callback
 from .distances import frechet, inception_score, kid
@@ -230,8 +230,7 @@ class CurvesPictureCB(Callback):
 
     def after_fit(self, t):
         if t.rank: return
-        grids = filter(read_stamp, self.folder.glob('samples/*.png'))
-        if len([*grids]) >= 4: stages(self.folder)
+        if len(sample_grids(self.folder)) >= 4: stages(self.folder)
         rows = read_log(self.folder/'log.csv')
         if not any(k in r for r in rows for k in _CURVES): return
         fig = plot_curves(rows, f'step {t.step}', len(t.images))
