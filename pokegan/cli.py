@@ -120,6 +120,10 @@ class Patient:
     def flush(self):
         with suppress(OSError): self.stream.flush()
 
+def _check_words(words): # a variable of the shell that is not set leaves an empty one
+    hollow = [w for w in words if not w.strip() or w.startswith('--') and w.endswith('=')]
+    if hollow: raise ClickException('an option or argument is empty; say something there, or leave it out')
+
 def _check_here(): # before PyTorch is imported, which would end the process without a word
     try: os.getcwd()
     except OSError:
@@ -146,7 +150,9 @@ def main(
     for s in (sys.stdout, sys.stderr): # a name that this terminal cannot show is no reason to stop
         if hasattr(s, 'reconfigure'): s.reconfigure(errors='backslashreplace')
     _check_here()
-    try: code = app(args=words, prog_name='pokegan', standalone_mode=False)
+    try:
+        _check_words(words)
+        code = app(args=words, prog_name='pokegan', standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort): code = 130
     except (ValueError, OSError, ImportError, ClickException) as e:
         ours = not RANK or isinstance(e, OSError) # a user's mistake is the same in every process
@@ -211,15 +217,15 @@ def train_command(
     habits = dict(stop_on_trouble=stop_on_trouble, save_every=save_every, keep_every=keep_every,
                   keep_epochs=keep_epochs, grid_epochs=grid_epochs, track=track)
     if resume:
-        fixed = dict(recipe=recipe, start=start, label=label, size=size, seed=seed)
-        told = [k for k, v in (fixed | habits).items() if v]
+        fixed = dict(recipe=recipe, start=start, label=label, size=size, seed=seed or None)
+        told = [k for k, v in (fixed | habits).items() if v is not None and v is not False]
         words = ' and '.join('--' + k.replace('_', '-') for k in told)
         if told: raise ValueError(f'a resumed run keeps what it was begun with; leave out {words}, '
                                   'or start anew without --resume')
         done = runs.resume(run or runs.newest_folder(), **budget, data=data, device=device)
     else:
         name, changes = recipes.variant(recipe or recipes.DEFAULT)
-        changes |= {k: v for k, v in dict(size=size, start=start, label=label).items() if v}
+        changes |= {k: v for k, v in dict(size=size, start=start, label=label).items() if v is not None}
         done = runs.train(name, data or 'creatures', run, **budget, seed=seed, device=device,
                           **habits, **changes)
     if not RANK: tell(done)

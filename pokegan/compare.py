@@ -205,7 +205,8 @@ def _plan(names:list, minutes:float, seeds:int, size:int|None) -> tuple: # the s
     check_budget(None, minutes)
     parsed = [variant(w) for w in names]
     first, changes = parsed[0]
-    size, plan = size or recipe(first, **changes).size, {}
+    if size is None: size = recipe(first, **changes).size
+    plan = {}
     for label, (name, changes) in zip(map(_label, names), parsed):
         if changes.get('size', size) != size:
             raise ValueError(f'{label}: all are compared at one size, here {size} px; see --size')

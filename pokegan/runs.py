@@ -179,7 +179,7 @@ def new_folder(
             _check_unused(folder)
             yield folder
     finally:
-        if {p.name for p in folder.iterdir()} <= {'.lock'}: # nothing came of it
+        if folder.exists() and {p.name for p in folder.iterdir()} <= {'.lock'}: # nothing came of it
             with suppress(OSError): # Windows: somebody looks at it
                 (folder/'.lock').unlink(missing_ok=True)
                 for p in dict.fromkeys([*([] if run else [folder]), *made]): p.rmdir()

@@ -1,5 +1,5 @@
 """Inputs that nobody means to give: each is right, or gets one line, and nothing is lost."""
-import gzip, io, json, os, re, shutil, struct, subprocess, sys, tarfile, zipfile
+import gzip, io, json, os, re, shutil, struct, subprocess, sys, tarfile, time, zipfile
 from unicodedata import normalize
 
 import numpy as np
@@ -390,3 +390,51 @@ def test_a_current_folder_that_is_gone(tmp_path):
     env = ENV | dict(PYTHONPATH=os.pathsep.join(sys.path))
     p = subprocess.run(code, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
     assert p.returncode == 2 and p.stderr == 'pokegan: the current folder is gone; cd to another\n'
+
+
+@pytest.mark.parametrize('words', [
+    ['train', '--recipe', ''], ['train', '--device='], ['sample', ''],
+    ['sample', 'creatures-dcgan', '--like', ' ']])
+def test_empty_words(tmp_path, words):
+    assert 'is empty; say something there, or leave it out' in refused(*words, cwd=tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_size_of_none(tmp_path):
+    for words in (['train'], ['data', 'creatures:4'], ['compare', 'dcgan-quick', '--data', 'creatures:4']):
+        assert 'size is 0; it must be one of' in refused(*words, '--size', 0, cwd=tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_zip_whose_members_lie_over_one_another(tmp_path):
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w', zipfile.ZIP_DEFLATED) as z:
+        for k in range(200): z.writestr(f'{k}.png', b'x'*1000 if k else os.urandom(100_000))
+        first, *rest = z.infolist()
+        for i in rest:  # all of them are the first
+            for k in ('header_offset', 'compress_size', 'file_size', 'CRC'): setattr(i, k, getattr(first, k))
+    with pytest.raises(ValueError, match='is damaged'): [*walk(tmp_path/'a.zip')]
+    with pytest.raises(BadArchive, match='lie over one another'): unpack(tmp_path/'a.zip', tmp_path/'to')
+    assert not (tmp_path/'to').exists()
+
+
+@posix
+def test_a_file_with_holes_in_a_tar_is_not_read(tmp_path):
+    with open(tmp_path/'holes.png', 'wb') as f: f.truncate(200 << 20)
+    subprocess.run(['tar', '--sparse', '-cf', 'a.tar', 'holes.png'], cwd=tmp_path, check=True)
+    assert (tmp_path/'a.tar').stat().st_size < 1 << 20
+    assert [f.reason for f in walk(tmp_path/'a.tar')] == ['not a regular file']
+    with pytest.raises(BadArchive, match='a file with holes'): unpack(tmp_path/'a.tar', tmp_path/'to')
+
+
+@posix
+def test_a_run_that_is_removed_while_it_trains(tmp_path):
+    words = 'train --recipe dcgan-quick:size=32,ngf=8,ndf=8,batch=8 --data creatures:40 --minutes 2 --run r'
+    p = subprocess.Popen([sys.executable, '-m', 'pokegan', *words.split()], cwd=tmp_path, env=ENV,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path/'r/samples').exists(): time.sleep(.1)
+    os.rename(tmp_path/'r', tmp_path/'elsewhere')
+    said = p.communicate(timeout=120)[1]
+    last = said.strip().splitlines()[-1]
+    assert p.returncode == 2 and last.startswith('pokegan: r') and 'No such file or directory' in last
+    assert 'Traceback' not in said and not (tmp_path/'r').exists()
+    assert load_run(tmp_path/'elsewhere').info['step'] == 0

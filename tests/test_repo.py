@@ -16,15 +16,15 @@ S = SETTINGS['DEFAULT']
 WIDTH, WIDE, WIDE_SHARE = 110, 100, .02  # columns; only this share of a lesson's lines is wider than WIDE
 EXPORTED, EXPORTED_CELL = 200, 40        # logical lines that a lesson exports, and one cell of it
 ALLOW = {'02a_cleaning': 262,            # one picture of any kind, and the report of all
-         '02b_download': 217,            # what a network may do, and an archive
+         '02b_download': 223,            # what a network may do, and an archive
          '02c_gather': 235,              # files wherever they lie, and their labels
-         '02e_data': 205,                # one store for every picture
-         '06a_callbacks': 235,           # whole files, and all that is shown of a training
+         '02e_data': 208,                # one store for every picture
+         '06a_callbacks': 236,           # whole files, and all that is shown of a training
          '09c_recipe': 201,              # all questions that a game answers
          '15a2_runs': 222,               # train, resume, and what both ask before they begin
          '01a_shapes': 360,              # drawing by formulas: one file of arithmetic,
          '01c_bodies': 460,              # and eight body plans with four builds each
-         '17_cli': 262,                  # a function for each command
+         '17_cli': 267,                  # a function for each command
          '05_training': 292}             # the trainer, to be read on one page, and its two games
 TALL = {'05_training'}                   # its cell is that page
 ROOMS, FLOORS, ARROWS = 16, 10, 55       # the library from above: python tools/house.py
@@ -36,6 +36,10 @@ def cells(path: Path, kind: str) -> list:
     return [c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == kind]
 
 
+def figures(cell: dict) -> int:
+    return sum('image/png' in o.get('data', {}) for o in cell['outputs'])
+
+
 def table(name: str) -> dict:
     "The plain key = \"value\" lines of one table of pyproject.toml (Python 3.10 has no TOML reader)."
     body = (ROOT/'pyproject.toml').read_text(encoding='utf-8').split(f'[{name}]')[1].split('\n[')[0]
@@ -45,7 +49,8 @@ def table(name: str) -> dict:
 # ---- one place for each thing ----
 
 def test_both_settings_agree():
-    assert table('tool.nbdev') == {k: S[k] for k in ('lib_path', 'nbs_path', 'tst_flags')}
+    both = table('tool.nbdev')
+    assert both == {k: S[k] for k in both} and {'lib_path', 'nbs_path', 'tst_flags'} <= both.keys()
     import pokegan
     assert pokegan.__version__ == S['version']
     assert S['min_python'] in (ROOT/'pyproject.toml').read_text(encoding='utf-8')
@@ -99,7 +104,11 @@ def test_lesson(path):
     outputs = [o for c in code for o in c['outputs']]
     assert not [o for o in outputs if o['output_type'] == 'error'], 'an error is stored'
     assert 'site-packages' not in json.dumps(outputs), 'a traceback with paths of one machine is stored'
-    assert any('image/png' in o.get('data', {}) for o in outputs), 'no figure is stored: run the lesson'
+    assert any(figures(c) for c in code), 'no figure is stored: run the lesson'
+    for c in code:
+        told = c['metadata'].get('alt', [])
+        assert len(told) == figures(c), f"{c['id']}: a text a figure goes into 'alt' of its cell's metadata"
+        assert all(60 <= len(t) <= 400 and t.isprintable() for t in told), c['id']
     assert path.stat().st_size <= 300*1024, f'{path.stat().st_size//1024} KB'
     assert len(prose) >= len(code)/2
     assert all(''.join(c['source']).strip() for c in code + prose), 'an empty cell'

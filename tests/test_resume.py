@@ -8,6 +8,7 @@ import torch
 
 from pokegan.training.callbacks import read_log
 from pokegan.training.checkpoint import kept, read_tensors
+from test_cli import refused
 
 # One process imports torch once, then forks a child for each life of the run.
 ZYGOTE = '''
@@ -151,3 +152,9 @@ train('dcgan-819', images, {str(run)!r},
     (small_disk/'ballast').unlink()
     subprocess.run([sys.executable, '-c', code], check=True)
     assert read_tensors(run/'state.safetensors')[1]['step'] == 40
+
+
+def test_a_full_disk_is_told_by_the_name_of_what_was_not_written(small_disk, tmp_path):
+    said = refused('data', 'creatures:2000', '--out', small_disk/'many', cwd=tmp_path)
+    assert f'disk full: {small_disk/"many"} was not written' in said
+    assert 'free some space, then call again' in said and not (small_disk/'many').exists()

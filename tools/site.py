@@ -30,6 +30,20 @@ def inside(text: str, at: str, s) -> str: # at: the folder of a page, as 'nbs'
     return re.sub(link, lambda m: lead([m[0], m[1], m[2], m[3] or '']), text)
 
 
+def with_words(cell: dict) -> list: # of cells
+    "The cell with the texts of its figures: myst-nb knows one a cell, so each further figure gets a cell."
+    told = cell['metadata'].get('alt', [])
+    if not told: return [cell]
+    parts = [cell | dict(outputs=[], metadata=dict(mystnb=dict(image=dict(alt=told[0]))))]
+    for o in cell['outputs']:
+        figure = any('image/png' in p.get('data', {}) for p in parts[-1]['outputs'])
+        if figure and 'image/png' in o.get('data', {}):
+            meta = dict(tags=['remove-input'], mystnb=dict(image=dict(alt=told[len(parts)])))
+            parts.append(cell | dict(id=f"{cell['id']}-{len(parts)}", source='#', outputs=[], metadata=meta))
+        parts[-1]['outputs'].append(o)
+    return parts
+
+
 def copy_lesson(path: Path, to: Path, s):
     "A lesson for readers: its number in the title, without what only nbdev and a kernel need."
     book = json.loads(path.read_text(encoding='utf-8'))
@@ -39,6 +53,7 @@ def copy_lesson(path: Path, to: Path, s):
         else: text = re.sub(r'^#\| *\w.*\n?', '', text, flags=re.M)
         c['source'] = text
     book['cells'] = [c for c in book['cells'] if c['source'].strip() and 'print("device:"' not in c['source']]
+    book['cells'] = [p for c in book['cells'] for p in (with_words(c) if c['cell_type'] == 'code' else [c])]
     book['metadata']['language_info'] = dict(name='python', pygments_lexer='ipython3') # knows !commands
     first = book['cells'][0]
     first['source'] = first['source'].replace('# ', f'# {sync.number(path)} · ', 1)

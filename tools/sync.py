@@ -20,6 +20,7 @@ MARKS = '<!-- lessons: written by tools/sync.py -->', '<!-- end of lessons -->'
 EXTRAS = {'02b': 'kaggle', '08a': 'metrics', '08b': 'metrics', '08c': 'metrics', '08e': 'metrics',
           '11a': 'encoder', '11b': 'encoder', '11c': 'encoder', '11d': 'encoder', '12a': 'encoder',
           '12b': 'encoder', '13d': 'course', '14b': 'video', '16b': 'explore', '16c': 'play'}
+GPU = {'10b', '11b', '12a', '12b', '13b', '13c', '13d', '15b'}  # Colab opens them with a graphics processor
 SETUP = '''import importlib.util, subprocess, sys
 def installed():  # a folder of that name beside the notebook is not the package
     importlib.invalidate_caches()
@@ -58,8 +59,10 @@ def setup_cell(lesson: Path|str, s) -> str:
 
 
 def lesson_in_step(lesson: Path, text: str, s) -> str:
-    "The same for a lesson, and its set-up cell."
+    "The same for a lesson, its set-up cell, and the machine that Colab gives it."
     book = json.loads(in_step(text, s))
+    for k in ('accelerator', 'colab'): book['metadata'].pop(k, None)
+    if number(lesson) in GPU: book['metadata'] |= dict(accelerator='GPU', colab=dict(gpuType='T4'))
     for c in book['cells']:
         if c['cell_type'] == 'code' and 'print("device:"' in ''.join(c['source']):
             c['source'] = setup_cell(lesson, s).splitlines(True)

@@ -16,7 +16,7 @@ from unicodedata import normalize
 
 from ..core import read_file
 from .cleaning import MAX_BYTES, name_reason
-from .download import BROKEN, in_tar, is_tar, MAX_FILES, ShortHeaders
+from .download import BROKEN, in_tar, is_tar, MAX_FILES, open_zip, ShortHeaders
 
 # %% ../../nbs/02c_gather.ipynb #c008
 @dataclass
@@ -88,7 +88,7 @@ def _piecewise(z, i): # in one go it would be in memory several times over
 
 def _walk_zip(path): # yields Found, without unpacking anything
     "Every file of a zip archive, read in place."
-    z = zipfile.ZipFile(path)   # closed when the last `read` is forgotten
+    z = open_zip(path)
     _check_count(path, len(z.infolist()))
     for i in sorted(z.infolist(), key=lambda i: i.filename):
         name = _zip_name(i).replace('\\', '/')
@@ -133,7 +133,7 @@ def _walk_tar(path): # yields Found, in the order of the archive
         for m in in_tar(t):
             if m.isdir(): continue
             if m.name in links: yield Found(m.name, reason=_link_reason(m.name, links, files))
-            elif not m.isreg(): yield Found(m.name, reason='not a regular file')
+            elif not m.isreg() or m.issparse(): yield Found(m.name, reason='not a regular file')
             elif reason := _too_big(m.size): yield Found(m.name, reason=reason)
             elif (reason := name_reason(m.name)) and not m.name.endswith('labels.csv'):
                 yield Found(m.name, reason=reason) # it is not read

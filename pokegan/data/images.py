@@ -145,7 +145,10 @@ class Images:
 
 # %% ../../nbs/02e_data.ipynb #c022
 def _write_prepared(im, to):
-    np.save(to/'x.npy', im.x.cpu().numpy())
+    x = np.ascontiguousarray(im.x.cpu().numpy())
+    with open(to/'x.npy', 'wb') as f: # np.save hides the number by which a full disk is known
+        np.lib.format.write_array_header_1_0(f, np.lib.format.header_data_from_array_1_0(x))
+        f.write(x)
     files = im.files or [str(i) for i in range(len(im))]
     write_csv({'file': files, **im.labels}, to/'labels.csv')
     im.report.to_csv(to/'report.csv')

@@ -150,10 +150,11 @@ class GridCB(Callback):
     def save(self, t):
         self.drawn = int(t.progress()*self.frames)
         if t.rank: return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True) # an OSError where somebody has removed the run
         save_png(run_eval(self.G, self.z), self.folder/f'{stamp(t, self.epochs)}.png')
 
     def before_fit(self, t):
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
         for p in self.folder.glob('*.png'):
             if read_stamp(p) > (t.step, math.inf) and t.rank == 0: p.unlink()
         self.drawn = int(t.progress()*self.frames) if t.step else -1
