@@ -5,8 +5,11 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from test_browser import chrome, FLAGS
 
 ROOT = Path(__file__).resolve().parent.parent
+KINDS_OF_PAGES = ('index.html', 'nbs/README.html', 'nbs/04_losses.html', 'nbs/13c_instances.html',
+                  'api/runs.html', 'docs/parity.html', 'search.html')
 OURS = 'https://github.com/pokegan/pokegan/'
 pytest.importorskip('myst_nb', reason='needs what the site is made with: pip install -e ".[dev]"')
 
@@ -15,13 +18,14 @@ class Page(HTMLParser):
     "What a page is called, points at, and loads."
     def __init__(self, file):
         super().__init__()
-        self.ids, self.links, self.loads = set(), [], []
+        self.ids, self.links, self.loads, self.silent = set(), [], [], []
         self.feed(file.read_text(encoding='utf-8'))
 
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
         self.ids |= {v for k in ('id', 'name') if (v := a.get(k))}
         if tag == 'a' and a.get('href'): self.links.append(a['href'])
+        if tag == 'img' and len(a.get('alt') or '') < 20: self.silent.append(a.get('src'))
         loads = a.get('src') if tag != 'a' else None
         if tag == 'link' and a.get('rel') in ('stylesheet', 'icon'): loads = a.get('href')
         if loads: self.loads.append(loads)
@@ -62,6 +66,30 @@ def test_links_into_the_repository_lead_to_files_that_are_there(site):
 def test_nothing_is_fetched_from_elsewhere(site):
     far = {l for f in site.rglob('*.html') for l in Page(f).loads if l.startswith(('http:', 'https:', '//'))}
     assert far == set()
+
+
+def test_every_picture_says_what_one_sees(site):
+    assert [p for f in site.rglob('*.html') for p in Page(f).silent] == []
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_everybody_can_read_it(site, scheme):
+    "Contrast, headings, names and keyboard, by axe-core, at the width of a phone."
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import sync_playwright
+    found = []
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chrome(), args=FLAGS)
+        for name in KINDS_OF_PAGES:
+            page = browser.new_page(color_scheme=scheme, viewport=dict(width=400, height=800))
+            page.goto((site/name).as_uri())
+            wrong = Axe().run(page).response['violations']
+            found += [(name, v['id'], n['html'][:100]) for v in wrong for n in v['nodes']]
+            wide = page.evaluate('document.documentElement.scrollWidth')
+            if wide > 400: found.append((name, 'wider than a phone', wide))
+            page.close()
+        browser.close()
+    assert found == []
 
 
 def test_lessons_and_public_names_are_there(site):

@@ -121,6 +121,25 @@ def gather(to: Path):
     shutil.copy(SITE/'site.css', to/'_static')
 
 
+FOR_ALL = {  # what screen readers and keyboards miss in the pages as Sphinx, furo and myst-nb write them
+    'role="heading">': 'role="heading" aria-level="2">',
+    '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="All pages">',
+    '<aside class="toc-drawer': '<aside aria-label="On this page" class="toc-drawer',
+    '<pre>': '<pre tabindex="0">', '<pre ': '<pre tabindex="0" ',
+    '<div class="table-wrapper': '<div tabindex="0" class="table-wrapper',
+    '<th class="head"><p></p></th>': '<td></td>',
+    'display="block"><': 'display="block" tabindex="0"><',
+    '<div id="search-results">': '<h1>Search</h1>\n<div id="search-results">'}
+
+
+def for_all(out: Path):
+    "Headings have levels, and what scrolls can be reached by keyboard."
+    for page in out.rglob('*.html'):
+        text = page.read_text(encoding='utf-8')
+        for plain, better in FOR_ALL.items(): text = text.replace(plain, better)
+        page.write_text(text, encoding='utf-8')
+
+
 def build(out: Path):
     with tempfile.TemporaryDirectory() as d:
         source = Path(d)/'source'
@@ -130,6 +149,7 @@ def build(out: Path):
         shutil.rmtree(out, ignore_errors=True)
         words = '-m sphinx -q -W --keep-going -j 2 -b html'.split()
         subprocess.run([sys.executable, *words, str(source), str(out)], check=True)
+        for_all(out)
 
 
 if __name__ == '__main__': build(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT/'_site'))
