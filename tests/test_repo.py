@@ -243,3 +243,22 @@ def test_lines_fit(folder):
         text = re.sub(r'^__all__ = \[.*?\]$', '', f.read_text(encoding='utf-8'), flags=re.S | re.M)
         if f.name != '_modidx.py': wide += [f'{f.name}: {l[:60]}' for l in text.split('\n') if len(l) > WIDTH]
     assert wide == []
+
+
+# ---- pages ----
+
+def test_the_lines_of_troubles_are_those_that_are_said():
+    text = (ROOT/'docs/troubles.md').read_text(encoding='utf-8')
+    source = ''.join(f.read_text(encoding='utf-8') for f in (ROOT/'pokegan').rglob('*.py'))
+    said = re.sub(r"'\s*\n\s*f?'", '', source)  # a string over two lines is one
+    lines = re.findall(r'^\| `([^`]+)` \|', text, re.M)
+    parts = [p.strip() for l in lines for p in l.split('…') if len(p.strip()) > 3]
+    assert len(lines) >= 9 and [p for p in parts if p not in said] == []
+
+
+def test_the_glossary_is_in_order_and_each_word_names_its_lesson():
+    text = (ROOT/'docs/glossary.md').read_text(encoding='utf-8')
+    heads, *entries = text.split('\n### ')
+    words = [e.split('\n')[0] for e in entries]
+    assert words == sorted(words, key=lambda w: w.lower().split(',')[0]) and len(words) >= 40
+    assert all('nbs/' in e for e in entries)

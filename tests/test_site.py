@@ -9,7 +9,8 @@ from test_browser import chrome, FLAGS
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS_OF_PAGES = ('index.html', 'nbs/README.html', 'nbs/04_losses.html', 'nbs/13c_instances.html',
-                  'api/runs.html', 'docs/parity.html', 'search.html')
+                  'api/runs.html', 'docs/parity.html', 'docs/glossary.html', 'docs/troubles.html',
+                  'docs/gallery.html', 'CHANGELOG.html', 'search.html')
 OURS = 'https://github.com/pokegan/pokegan/'
 pytest.importorskip('myst_nb', reason='needs what the site is made with: pip install -e ".[dev]"')
 
@@ -96,6 +97,7 @@ def test_lessons_and_public_names_are_there(site):
     lesson = (site/'nbs/04_losses.html').read_text(encoding='utf-8')
     assert '04 · Losses' in lesson and '<math' in lesson
     assert '#| export' not in lesson and 'default_exp' not in lesson
+    assert '../docs/glossary.html#mode-collapse' in lesson and '../api/training.losses.html#' in lesson
     api = (site/'api/runs.html').read_text(encoding='utf-8')
     assert 'id="resume"' in api and '../nbs/15a2_runs.html' in api
     front = (site/'index.html').read_text(encoding='utf-8')

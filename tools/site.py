@@ -6,6 +6,7 @@ The pages keep the places that they have in the repository (nbs/, docs/), so tha
 links to other files lead to the repository. Nothing is run, and nothing is fetched.
 """
 import ast, json, re, shutil, subprocess, sys, tempfile
+from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -28,6 +29,40 @@ def inside(text: str, at: str, s) -> str: # at: the folder of a page, as 'nbs'
         return m[0] if page or not known else f'{m[1]}({sync.blob(s)}{place}{m[3]})'
     link = r'(\])\(((?!https?:|#|mailto:)[^)#\s]+)(#[^)\s]*)?\)'
     return re.sub(link, lambda m: lead([m[0], m[1], m[2], m[3] or '']), text)
+
+
+def terms() -> dict: # word, in small letters -> anchor in the glossary
+    heads = re.findall(r'^### (.+)$', (ROOT/'docs/glossary.md').read_text(encoding='utf-8'), re.M)
+    anchors = {h: re.sub(r'[^\w -]', '', h.lower()).replace(' ', '-') for h in heads}
+    everyday = {'run', 'step', 'walk', 'z', 'g', 'd', 'is'} # more often not the term
+    return {w: a for h, a in anchors.items() for w in h.lower().split(', ') if w not in everyday}
+
+
+# What stays as it is: code, formulas, links, headings, tables, HTML.
+AS_IT_IS = r'```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|!?\[[^]]*\]\([^)]*\)|^[#|].*?$|<[^>]*>'
+
+
+def linked(texts: list) -> list: # the prose of a lesson, cell by cell
+    "Each term of the glossary is a link where it is first used."
+    known = terms()
+    words = '|'.join(sorted(map(re.escape, known), key=len, reverse=True))
+    def link(m):
+        anchor = known.pop((m[2] or '').lower(), '')
+        if not anchor: return m[0]
+        for other in [w for w, a in known.items() if a == anchor]: del known[other]
+        return f'[{m[0]}](../docs/glossary.md#{anchor})'
+    each = re.compile(rf'({AS_IT_IS})|\b({words})(?=s?\b)', re.M | re.S | re.I)
+    return [each.sub(link, t) for t in texts]
+
+
+def built_here(lesson: Path) -> str: # Markdown, or '' where nothing is
+    "The public names that a lesson builds, each a link to its signature."
+    out = []
+    for module, file in house.modules().items():
+        of = [n for n, where in public_names(file) if where == lesson.stem]
+        names = ' · '.join(f'[`{n}`](../api/{module}.md#{n.lower()})' for n in of)
+        if names: out.append(f'pokegan.{module}: {names}')
+    return '## Built here\n\n' + '\n\n'.join(out) if out else ''
 
 
 def with_words(cell: dict) -> list: # of cells
@@ -55,6 +90,9 @@ def copy_lesson(path: Path, to: Path, s):
     book['cells'] = [c for c in book['cells'] if c['source'].strip() and 'print("device:"' not in c['source']]
     book['cells'] = [p for c in book['cells'] for p in (with_words(c) if c['cell_type'] == 'code' else [c])]
     book['metadata']['language_info'] = dict(name='python', pygments_lexer='ipython3') # knows !commands
+    prose = [c for c in book['cells'] if c['cell_type'] == 'markdown']
+    for c, text in zip(prose[1:], linked([c['source'] for c in prose[1:]])): c['source'] = text
+    if names := built_here(path): book['cells'].append(dict(prose[-1], id='built-here', source=names))
     first = book['cells'][0]
     first['source'] = first['source'].replace('# ', f'# {sync.number(path)} · ', 1)
     to.write_text(json.dumps(book), encoding='utf-8')
@@ -75,19 +113,31 @@ def members(node, lines) -> list: # of a class: its fields, and the heads of wha
     return fields + [head(n, lines) for n in own if n.name[0] != '_' or n.name == '__init__']
 
 
-def api_page(name: str, file: Path, s) -> str: # Markdown
-    "Every public name of a module: its signature with what each value means, and the lesson that builds it."
+@cache
+def read_module(file: Path) -> tuple: # (tree, lines, the lesson that each line comes from)
     text = file.read_text(encoding='utf-8')
-    tree, lines = ast.parse(text), text.split('\n')
+    lessons, lines = [''], text.split('\n')
+    for l in lines:
+        m = re.match(r'# %% \S*nbs/(\S+)\.ipynb', l)
+        lessons.append(m[1] if m else lessons[-1])
+    return ast.parse(text), lines, lessons
+
+
+def public_nodes(file: Path) -> list: # functions and classes, with the lesson that builds each
+    tree, _, lessons = read_module(file)
     public = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign)
                    and getattr(n.targets[0], 'id', '') == '__all__'), [])
-    lessons = [(m.start(), m[1]) for m in re.finditer(r'^# %% \S*nbs/(\S+)\.ipynb', text, re.M)]
-    starts = [0]
-    for l in lines: starts.append(starts[-1] + len(l) + 1)
+    return [(n, lessons[n.lineno]) for n in tree.body if getattr(n, 'name', None) in public]
+
+
+def public_names(file: Path) -> list: return [(n.name, lesson) for n, lesson in public_nodes(file)]
+
+
+def api_page(name: str, file: Path, s) -> str: # Markdown
+    "Every public name of a module: its signature with what each value means, and the lesson that builds it."
+    tree, lines, _ = read_module(file)
     out = [f'# pokegan.{name}', '', (ast.get_docstring(tree) or '').strip(), '']
-    for n in tree.body:
-        if getattr(n, 'name', None) not in public: continue
-        lesson = [l for at, l in lessons if at <= starts[n.lineno]][-1]
+    for n, lesson in public_nodes(file):
         where = f'[Built in lesson {sync.number(lesson)}](../nbs/{lesson}.ipynb)'
         parts = [head(n, lines), *members(n, lines)]
         out += [f'## {n.name}', '', where, '', '```python', *parts, '```', '']
@@ -106,7 +156,7 @@ def gather(to: Path):
     s = sync.settings()
     for f in ('nbs', 'docs', 'api', '_static', 'extra'): (to/f).mkdir(parents=True)
     for l in sync.lessons(): copy_lesson(l, to/'nbs'/l.name, s)
-    for f in [ROOT/'nbs/README.md', *sorted((ROOT/'docs').glob('*.md'))]:
+    for f in [ROOT/'CHANGELOG.md', ROOT/'nbs/README.md', *sorted((ROOT/'docs').glob('*.md'))]:
         at = f.parent.relative_to(ROOT).as_posix()
         (to/at/f.name).write_text(inside(f.read_text(encoding='utf-8'), at, s), encoding='utf-8')
     for f in [*(ROOT/'docs').glob('*.png'), *(ROOT/'docs').glob('*.csv')]: shutil.copy(f, to/'docs')
