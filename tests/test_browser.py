@@ -1,5 +1,5 @@
-"""Lesson 16b in a real browser: JupyterLab runs it in headless Chromium, a slider is moved,
-and the picture changes.
+"""In a real browser: JupyterLab in headless Chromium runs lesson 16b, a slider is moved, and the picture
+changes; a training shows itself, and ■ stops it.
 
 Skipped, with the reason, where something is missing; with BROWSER=required in the environment
 that is an error instead (.ci/run sets it).
@@ -34,13 +34,28 @@ SETTINGS = {  # all cells stay in the page; no questions
     'apputils-extension/notification': '{"fetchNews": "false"}'}
 
 
-def furnish(folder):
-    "The lesson without its outputs, so that what is seen was made now; and the settings of JupyterLab."
-    (folder/'work').mkdir()
+def lesson() -> dict: # without its outputs, so that what is seen was made now
     nb = json.loads((ROOT/'nbs/16b_explore.ipynb').read_text(encoding='utf-8'))
     for c in nb['cells']:
         if c['cell_type'] == 'code': c.update(outputs=[], execution_count=None)
-    (folder/'work/lesson.ipynb').write_text(json.dumps(nb), encoding='utf-8')
+    return nb
+
+
+WATCHED = """from pokegan import train
+run = train('dcgan-quick', 'creatures:256', minutes=5, size=32, ngf=8, ndf=8, batch=16)
+print('stopped:', run.info['stopped'], 'saved:', (run.folder/'state.safetensors').exists())"""
+
+
+def watched() -> dict:
+    cell = dict(cell_type='code', id='a', source=WATCHED, outputs=[], execution_count=None, metadata={})
+    kernel = dict(name='python3', display_name='python3', language='python')
+    return dict(cells=[cell], metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
+
+
+def furnish(folder, book):
+    "A notebook, and the settings of JupyterLab."
+    (folder/'work').mkdir()
+    (folder/'work/lesson.ipynb').write_text(json.dumps(book), encoding='utf-8')
     for name, text in SETTINGS.items():
         path = folder/'settings/@jupyterlab'/f'{name}.jupyterlab-settings'
         path.parent.mkdir(parents=True)
@@ -54,10 +69,10 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def lab(tmp_path):
-    "Address of a JupyterLab that knows nothing of this machine's settings; it serves the lesson."
+def lab(tmp_path, request):
+    "Address of a JupyterLab that knows nothing of this machine's settings; it serves a notebook."
     chrome()
-    furnish(tmp_path)
+    furnish(tmp_path, getattr(request, 'param', lesson)())
     port, log = free_port(), tmp_path/'lab.log'
     own = 'HOME', 'JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR'
     env = os.environ | {k: str(tmp_path/k.lower()) for k in own}
@@ -146,3 +161,34 @@ def test_a_slider_changes_the_picture(lab, tmp_path):
 def picture(page, name, element=None):
     SHOTS.mkdir(exist_ok=True)
     (element or page).screenshot(path=SHOTS/f'{name}.png')
+
+
+@pytest.mark.parametrize('lab', [watched], indirect=True)
+def test_a_training_shows_itself_and_the_stop_button_saves(lab, tmp_path):
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        look = dict(headless=True, args=FLAGS, viewport=dict(width=1100, height=720))
+        profile = str(tmp_path/'profile')
+        context = p.chromium.launch_persistent_context(profile, executable_path=chrome(), **look)
+        page = context.new_page()
+        page.goto(lab)
+        page.locator('.jp-CodeCell').first.wait_for(timeout=120_000)
+        def text(): return '\n'.join(page.locator('.jp-OutputArea-output').all_inner_texts())[-1500:]
+        def kernel(): return page.locator('#jp-main-statusbar').inner_text()
+        wait(lambda: 'Idle' in kernel() or page.locator('.jp-Dialog').count(), 60, kernel)
+        page.get_by_role('menuitem', name='Run', exact=True).click()
+        page.get_by_text('Run All Cells', exact=True).click()
+        view = page.locator('.jp-OutputArea-output img')
+        def shown():
+            accept = page.locator('.jp-Dialog .jp-mod-accept')
+            if accept.count(): accept.first.click()
+            return view.count() and view.first.get_attribute('src')
+        wait(shown, 120, text)
+        first = shown()
+        wait(lambda: shown() != first, 60, text)  # drawn again, in the same place
+        assert view.count() == 1 and not page.locator('.jp-RenderedText', has_text='%|').count()
+        picture(page, 'live')
+        page.locator('[data-jp-item-name="interrupt"] jp-button').first.click()
+        wait(lambda: 'stopped:' in text(), 60, text)
+        assert 'stopped: interrupted saved: True' in text() and 'Traceback' not in text()
+        context.close()

@@ -248,6 +248,29 @@ def test_png_and_gif_are_kept(made, context, tmp_path):
     assert p.faults == []
 
 
+def test_everybody_can_play(made, context):
+    "Contrast, names, roles and keyboard, by axe-core: the grid, a creature with its family, the game."
+    from axe_playwright_python.sync_playwright import Axe
+    p = Page(context, f'{made.as_uri()}#family=s3_s5_b0x1n1d30')
+    def wrong(): return [(v['id'], n['html'][:80]) for v in Axe().run(p.page).response['violations']
+                         for n in v['nodes']]
+    assert wrong() == []
+    p.page.locator('#tab-game').click()
+    assert wrong() == []
+
+
+def test_a_walk_that_is_stopped_leaves_the_creature_that_was_chosen(made, context):
+    p = Page(context, f'{made.as_uri()}#family=s3')
+    chosen = p.pixels('#large')
+    p.page.locator('#walk').click()
+    p.page.wait_for_function('walk && drawing && document.getElementById("walk").textContent === "Stop"')
+    p.page.wait_for_timeout(200)
+    p.page.locator('#walk').click()
+    p.page.wait_for_timeout(500) # in which it would go on
+    assert differ(p.pixels('#large'), chosen) == 0 and p.page.locator('#walk').inner_text() == 'Walk'
+    assert p.page.locator('#gif').is_hidden() and p.faults == []
+
+
 def test_a_picture_finds_its_likeness(made, context, tmp_path):
     run = load_run('creatures-projected')
     x = load_images('creatures:40', 64, progress=False).x[33:34]

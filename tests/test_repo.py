@@ -19,8 +19,8 @@ ALLOW = {'02a_cleaning': 262,            # one picture of any kind, and the repo
          '02b_download': 223,            # what a network may do, and an archive
          '02c_gather': 235,              # files wherever they lie, and their labels
          '02e_data': 208,                # one store for every picture
-         '06a_callbacks': 236,           # whole files, and all that is shown of a training
-         '09c_recipe': 201,              # all questions that a game answers
+         '06a_callbacks': 240,           # whole files, and all that is shown of a training
+         '09c_recipe': 206,              # all questions that a game answers
          '15a2_runs': 222,               # train, resume, and what both ask before they begin
          '01a_shapes': 360,              # drawing by formulas: one file of arithmetic,
          '01c_bodies': 460,              # and eight body plans with four builds each
@@ -156,8 +156,13 @@ def test_the_packages_page_has_no_relative_link():
 
 def test_extras_that_lessons_ask_for_are_those_of_the_package():
     text = (ROOT/'pyproject.toml').read_text(encoding='utf-8')
-    assert all(f'\n{e} = [' in text for e in sync.EXTRAS.values())
-    assert {n for n in sync.EXTRAS} <= {sync.number(l) for l in LESSONS}
+    extras = {n['extra'] for n in sync.NEEDS.values() if 'extra' in n}
+    assert 'kaggle' in extras and all(f'\n{e} = [' in text for e in extras)
+
+
+def test_the_course_names_each_lesson_and_its_measured_seconds():
+    assert [*sync.NEEDS] == [sync.number(l) for l in LESSONS]
+    assert all(n['run'] > 0 and not n.keys() - {'run', 'extra', 'gpu'} for n in sync.NEEDS.values())
 
 
 @every_lesson

@@ -4,23 +4,22 @@
     python tools/sync.py --check    exit 1 and name files that are not in step, and links that lead nowhere
 
 Owner, repository and version go from settings.ini into the lessons' badges and set-up cells and both READMEs;
-the table in nbs/README.md comes from the lessons' titles, subtitles and `#| export` marks. The set-up cell of
-all lessons, and which extras each of them installs, stand below.
+the table in nbs/README.md comes from the lessons' titles, subtitles and `#| export` marks, and from
+nbs/course.toml, which says what each lesson needs. The set-up cell of all lessons stands below.
 """
-import configparser, json, re, sys
+import configparser, json, math, re, sys
 from pathlib import Path
 
+try: import tomllib
+except ModuleNotFoundError: import tomli as tomllib # Python 3.10
+
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = {'Start': '00', 'Workshop: pictures': '01 02', 'The game': '03 04 05', 'Running it': '06',
-         'Making it better': '07 08 09', 'Two-way roads': '10 11 12', 'Borrowed eyes': '13',
-         'Using a generator': '14 16', 'Many games': '15 17'}
+COURSE = ROOT/'nbs/course.toml'
+_course = tomllib.loads(COURSE.read_text(encoding='utf-8'))
+PARTS, NEEDS = _course['parts'], _course['lessons'] # heading -> beginnings of numbers; number -> needs
 COLAB = 'colab.research.google.com/github'
 MARKS = '<!-- lessons: written by tools/sync.py -->', '<!-- end of lessons -->'
 
-EXTRAS = {'02b': 'kaggle', '08a': 'metrics', '08b': 'metrics', '08c': 'metrics', '08e': 'metrics',
-          '11a': 'encoder', '11b': 'encoder', '11c': 'encoder', '11d': 'encoder', '12a': 'encoder',
-          '12b': 'encoder', '13d': 'course', '14b': 'video', '16b': 'explore', '16c': 'play'}
-GPU = {'10b', '11b', '12a', '12b', '13b', '13c', '13d', '15b'}  # Colab opens them with a graphics processor
 SETUP = '''import importlib.util, subprocess, sys
 def installed():  # a folder of that name beside the notebook is not the package
     importlib.invalidate_caches()
@@ -52,7 +51,7 @@ def in_step(text: str, s) -> str:
 
 def setup_cell(lesson: Path|str, s) -> str:
     "Installs the package where there is none: from the package index, else this version, else the newest."
-    extra = EXTRAS.get(number(lesson), '')
+    extra = NEEDS.get(number(lesson), {}).get('extra', '')
     git = f"git+https://github.com/{s['user']}/{s['repo']}"
     extras = f'[{extra}]' if extra else ''
     return SETUP.format(git=git, version=s['version'], branch=s['branch'], extras=extras)
@@ -62,7 +61,8 @@ def lesson_in_step(lesson: Path, text: str, s) -> str:
     "The same for a lesson, its set-up cell, and the machine that Colab gives it."
     book = json.loads(in_step(text, s))
     for k in ('accelerator', 'colab'): book['metadata'].pop(k, None)
-    if number(lesson) in GPU: book['metadata'] |= dict(accelerator='GPU', colab=dict(gpuType='T4'))
+    gpu = dict(accelerator='GPU', colab=dict(gpuType='T4'))
+    if NEEDS.get(number(lesson), {}).get('gpu'): book['metadata'] |= gpu
     for c in book['cells']:
         if c['cell_type'] == 'code' and 'print("device:"' in ''.join(c['source']):
             c['source'] = setup_cell(lesson, s).splitlines(True)
@@ -95,13 +95,26 @@ def blob(s, site: str = 'github.com') -> str:
     return f"https://{site}/{s['user']}/{s['repo']}/blob/{s['branch']}/"
 
 
+WORDS = 150 # a minute, of prose in a second language; code is not counted
+
+
+def minutes(lesson: Path) -> str:
+    "How long it takes to read and to run, and what helps."
+    words = sum(len(t.split()) for t in sources(lesson, 'markdown'))
+    needs, run = NEEDS[number(lesson)], NEEDS[number(lesson)]['run']/60
+    runs = f'{math.ceil(run)} to run' if run > 1 else 'less than one to run'
+    gpu = '; a GPU helps' if needs.get('gpu') else ''
+    return f'{math.ceil(words/WORDS)} minutes to read, {runs}{gpu}'
+
+
 def row(lesson: Path, s) -> str:
-    "A line of the table: number and badge, title, subtitle, modules."
+    "A line of the table: number and badge, title, subtitle, minutes, modules."
     title, subtitle = re.match(r'# (.+)\n\n> (.+)', sources(lesson, 'markdown')[0]).groups()
     colab = 'https://colab.research.google.com/assets/colab-badge.svg'
     badge = f'[![Open in Colab]({colab})]({blob(s, COLAB)}nbs/{lesson.name})'
     names = ', '.join(f'`{m}`' for m in modules(lesson)) or '–'
-    return f'| [{number(lesson)}]({lesson.name}) {badge} | {title} | {subtitle} | {names} |'
+    told = f'{subtitle}. *{minutes(lesson)}*'
+    return f'| [{number(lesson)}]({lesson.name}) {badge} | {title} | {told} | {names} |'
 
 
 def table(s) -> str:

@@ -257,14 +257,14 @@ async function copyLink() {
 
 // ---- a walk: from the chosen one past strangers and back ----
 
-async function makeWalk(stops = 4, frames = 12) {
+async function makeWalk(mine, stops = 4, frames = 12) { // mine: the walk of this click, which another may stop
   const seed = Latents.hash(chosen.key), zs = [chosen.z];
   for (let i = 1; i < stops; i++) zs.push(prior.keepKind(prior.wild((seed+i) >>> 0, truncation()), chosen.z));
   const images = [];
   for (let i = 0; i < stops; i++) for (let k = 0; k < frames; k++) {
     const z = prior.between(zs[i], zs[(i+1) % stops], k/frames);
     images.push(pixels((await G.run([z]))[0], facts.size));
-    if (walk?.stopped) return images;
+    if (mine.stopped) return images;
     paint(at('large'), images.at(-1));
     await new Promise(done => setTimeout(done, 30));
   }
@@ -281,7 +281,7 @@ async function toggleWalk() {
   if (walk) { stop(); return paint(at('large'), await picture(chosen)); }
   const mine = walk = {stopped: false, images: []};
   at('walk').textContent = 'Stop';
-  mine.images = await makeWalk();
+  mine.images = await makeWalk(mine);
   if (mine.stopped) return;
   at('gif').hidden = false;
   let i = 0;
