@@ -49,12 +49,20 @@ def in_step(text: str, s) -> str:
     return re.sub(rf'({re.escape(home)})@v[\d.]+\d', rf"\1@v{s['version']}", text)
 
 
+HOLD = '''
+from pokegan.training.live import hold_long_cells
+RUN_LONG = hold_long_cells()  # True: cells that take minutes, or a network, run too'''
+
+
 def setup_cell(lesson: Path|str, s) -> str:
     "Installs the package where there is none: from the package index, else this version, else the newest."
     extra = NEEDS.get(number(lesson), {}).get('extra', '')
     git = f"git+https://github.com/{s['user']}/{s['repo']}"
     extras = f'[{extra}]' if extra else ''
-    return SETUP.format(git=git, version=s['version'], branch=s['branch'], extras=extras)
+    marked = re.compile(r'^#\| *(slow|colab|gpu|kaggle)\b', re.M)
+    long = isinstance(lesson, Path) and any(map(marked.search, sources(lesson, 'code')))
+    text = SETUP.format(git=git, version=s['version'], branch=s['branch'], extras=extras)
+    return text + (HOLD if long and number(lesson) != '06d' else '')
 
 
 def lesson_in_step(lesson: Path, text: str, s) -> str:
