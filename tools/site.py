@@ -94,8 +94,7 @@ def copy_lesson(path: Path, to: Path, s):
     for c, text in zip(prose[1:], linked([c['source'] for c in prose[1:]])): c['source'] = text
     if names := built_here(path): book['cells'].append(dict(prose[-1], id='built-here', source=names))
     first = book['cells'][0]
-    text = first['source'].replace('# ', f'# {sync.number(path)} · ', 1)
-    first['source'] = f'{text}\n\n*{sync.minutes(path)}*'
+    first['source'] = first['source'].replace('# ', f'# {sync.number(path)} · ', 1)
     to.write_text(json.dumps(book), encoding='utf-8')
 
 

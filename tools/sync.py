@@ -71,6 +71,10 @@ def lesson_in_step(lesson: Path, text: str, s) -> str:
     for k in ('accelerator', 'colab'): book['metadata'].pop(k, None)
     gpu = dict(accelerator='GPU', colab=dict(gpuType='T4'))
     if NEEDS.get(number(lesson), {}).get('gpu'): book['metadata'] |= gpu
+    head = TIMES.sub('', ''.join(book['cells'][0]['source']))
+    below = rf'\1\n\n*{minutes(lesson)}*'
+    head = re.sub(r'^(\[!\[Open in Colab\].*)$', below, head, count=1, flags=re.M)
+    book['cells'][0]['source'] = head.splitlines(True)
     for c in book['cells']:
         if c['cell_type'] == 'code' and 'print("device:"' in ''.join(c['source']):
             c['source'] = setup_cell(lesson, s).splitlines(True)
@@ -104,15 +108,17 @@ def blob(s, site: str = 'github.com') -> str:
 
 
 WORDS = 150 # a minute, of prose in a second language; code is not counted
+TIMES = re.compile(r'\n\n\*\d+ minutes to read[^\n]*\*(?=\n|$)') # the line below the badges
 
 
 def minutes(lesson: Path) -> str:
-    "How long it takes to read and to run, and what helps."
-    words = sum(len(t.split()) for t in sources(lesson, 'markdown'))
-    needs, run = NEEDS[number(lesson)], NEEDS[number(lesson)]['run']/60
-    runs = f'{math.ceil(run)} to run' if run > 1 else 'less than one to run'
+    "How long it takes to read and to run, and what it needs."
+    words = sum(len(TIMES.sub('', t).split()) for t in sources(lesson, 'markdown'))
+    needs = NEEDS.get(number(lesson), {})
+    runs = f"{math.ceil(needs['run']/60)} to run" if needs.get('run', 0) > 60 else 'less than one to run'
+    extra = f", with pokegan[{needs['extra']}]" if 'extra' in needs else ''
     gpu = '; a GPU helps' if needs.get('gpu') else ''
-    return f'{math.ceil(words/WORDS)} minutes to read, {runs}{gpu}'
+    return f'{math.ceil(words/WORDS)} minutes to read, {runs} on one core{extra}{gpu}.'
 
 
 def row(lesson: Path, s) -> str:
