@@ -113,7 +113,7 @@ def test_lesson(path):
     assert len(prose) >= len(code)/2
     assert all(''.join(c['source']).strip() for c in code + prose), 'an empty cell'
     text = path.read_text(encoding='utf-8')
-    assert 'Exercises' in text and 'References' in text
+    assert 'Exercises' in text and '](https://' in text.split('References')[-1], 'references without a link'
 
 
 PIP = '''import os, sys
