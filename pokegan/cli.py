@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'RANK', 'ClickException', 'Opt', 'Arg', 'SOURCE', 'RUN', 'FEATURES', 'TRUNCATION', 'RunFolder', 'Device',
            'Features', 'Truncation', 'Psi', 'Best', 'Step', 'RECIPE', 'STOP', 'START', 'LABEL', 'KIND', 'LIKE',
-           'BACKGROUND', 'MOST_ROWS', 'FILM', 'BETWEEN', 'LICENCE', 'FOLDER', 'prepared_name', 'data_command',
-           'recipes_command', 'one_line', 'Shown', 'Patient', 'signals_end', 'main', 'again', 'tell', 'train_command',
-           'rows_like', 'sample_command', 'walk_command', 'film_command', 'evaluate_command', 'compare_command',
-           'publish_command', 'play_command']
+           'BACKGROUND', 'MOST_ROWS', 'FILM', 'BETWEEN', 'LICENCE', 'Limits', 'Licence', 'Trainable', 'FOLDER',
+           'prepared_name', 'data_command', 'recipes_command', 'one_line', 'Shown', 'Patient', 'signals_end', 'main',
+           'again', 'tell', 'train_command', 'rows_like', 'sample_command', 'walk_command', 'film_command',
+           'evaluate_command', 'compare_command', 'publish_command', 'push_command', 'play_command']
 
 # %% ../nbs/17_cli.ipynb #c004
 import json, os, signal, sys
@@ -31,10 +31,10 @@ ClickException = typer.BadParameter.__mro__[2]  # typer has no public name for i
 # %% ../nbs/17_cli.ipynb #opts
 Opt, Arg = typer.Option, typer.Argument
 SOURCE = source_help()
-RUN = 'a run folder, or a generator that comes with the package (a wrong name lists them)'
+RUN = 'a run folder, hf:owner/name, or a generator of the package (a wrong name lists them)'
 FEATURES = "what is compared: features of effnet-lite0, inception or random, or an encoder's run"
 TRUNCATION = 'leave out latents with values beyond this: less variety, perhaps fewer accidents'
-RunFolder = Annotated[Path, Arg(help=RUN)]
+RunFolder = Annotated[str, Arg(help=RUN)] # no Path, which would change hf://owner/name
 Device = Annotated[str|None, Opt(help='cpu, cuda or mps; default the best there is')]
 Features = Annotated[str, Opt(help=FEATURES)]
 Truncation = Annotated[float|None, Opt(help=TRUNCATION)]
@@ -380,15 +380,18 @@ def compare_command(
 
 # %% ../nbs/17_cli.ipynb #pub2
 LICENCE = 'of the weights; default Apache-2.0 where they were trained on creatures, none elsewhere'
+Limits = Annotated[str, Opt(help='what you know and the numbers do not say')]
+Licence = Annotated[str, Opt(help=LICENCE)]
+Trainable = Annotated[bool, Opt('--trainable', help='D too, for those who begin from it')]
 
 @app.command('publish')
 def publish_command(
     run: Annotated[Path, Arg(help='a run folder')],
     out: Annotated[Path, Opt(help='a new folder; its name will be the generator\'s')],
-    limits: Annotated[str, Opt(help='what you know and the numbers do not say')] = '',
-    licence: Annotated[str, Opt(help=LICENCE)] = '',
+    limits: Limits = '',
+    licence: Licence = '',
     best: Best = False,
-    trainable: Annotated[bool, Opt('--trainable', help='D too, for those who begin from it')] = False,
+    trainable: Trainable = False,
 ):
     "Make a small, safe folder of a run for others, with a model card."
     from pokegan.publish import publish
@@ -398,6 +401,23 @@ def publish_command(
           f'try it with: pokegan sample {out}')
     words = f'pokegan evaluate {run}' + (' --best' if best else '')
     if not done.info['scores']: print(f'It has no scores; for those: {words}, then publish again')
+
+# %% ../nbs/17_cli.ipynb #hub1
+@app.command('push')
+def push_command(
+    run: Annotated[str, Arg(help='a run folder, or what was published of one')],
+    to: Annotated[str, Opt(help='owner/name, on the Hugging Face Hub')],
+    limits: Limits = '',
+    licence: Licence = '',
+    best: Best = False,
+    trainable: Trainable = False,
+    private: Annotated[bool, Opt('--private', help='for you alone, or your organisation')] = False,
+):
+    "Put a generator on the Hugging Face Hub, with its model card."
+    from pokegan.publish import push
+    page = push(run, to, limits, licence, 'best' if best else 'last', trainable, private)
+    print(f'{page} has it; anyone who sees that page can say: '
+          f"pokegan sample hf:{to.removeprefix('hf:')}")
 
 # %% ../nbs/17_cli.ipynb #play1
 FOLDER = 'instead: a folder with the parts beside the page, for a place on the web'

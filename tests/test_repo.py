@@ -16,15 +16,15 @@ S = SETTINGS['DEFAULT']
 WIDTH, WIDE, WIDE_SHARE = 110, 100, .02  # columns; only this share of a lesson's lines is wider than WIDE
 EXPORTED, EXPORTED_CELL = 200, 40        # logical lines that a lesson exports, and one cell of it
 ALLOW = {'02a_cleaning': 262,            # one picture of any kind, and the report of all
-         '02b_download': 223,            # what a network may do, and an archive
+         '02b_download': 226,            # what a network may do, and an archive
          '02c_gather': 235,              # files wherever they lie, and their labels
          '02e_data': 208,                # one store for every picture
          '06a_callbacks': 240,           # whole files, and all that is shown of a training
          '09c_recipe': 206,              # all questions that a game answers
-         '15a2_runs': 222,               # train, resume, and what both ask before they begin
+         '15a2_runs': 289,               # train, resume, what both ask before they begin, and the Hub
          '01a_shapes': 360,              # drawing by formulas: one file of arithmetic,
          '01c_bodies': 460,              # and eight body plans with four builds each
-         '17_cli': 267,                  # a function for each command
+         '17_cli': 276,                  # a function for each command
          '05_training': 292}             # the trainer, to be read on one page, and its two games
 TALL = {'05_training'}                   # its cell is that page
 ROOMS, FLOORS, ARROWS = 16, 10, 55       # the library from above: python tools/house.py
