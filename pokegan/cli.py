@@ -8,7 +8,7 @@ __all__ = ['app', 'RANK', 'ClickException', 'Opt', 'Arg', 'SOURCE', 'RUN', 'FEAT
            'BACKGROUND', 'MOST_ROWS', 'FILM', 'BETWEEN', 'LICENCE', 'Limits', 'Licence', 'Trainable', 'FOLDER',
            'prepared_name', 'data_command', 'recipes_command', 'one_line', 'Shown', 'Patient', 'signals_end', 'main',
            'again', 'tell', 'train_command', 'rows_like', 'sample_command', 'walk_command', 'film_command',
-           'evaluate_command', 'compare_command', 'publish_command', 'push_command', 'play_command']
+           'evaluate_command', 'compare_command', 'publish_command', 'push_command', 'play_command', 'learn_command']
 
 # %% ../nbs/17_cli.ipynb #c004
 import json, os, signal, sys
@@ -438,3 +438,16 @@ def play_command(
     size = sum(p.stat().st_size for p in (page.parent.iterdir() if folder else [page]))
     how = 'put the folder on the web' if folder else 'open it in a browser, by a double-click'
     print(f'{page}: {size/1e6:.1f} MB; {how}')
+
+# %% ../nbs/17_cli.ipynb #learn1
+@app.command('learn')
+def learn_command(
+    lesson: Annotated[str, Arg(help='its number or a part of its name: 03, truncation')] = '00',
+    to: Annotated[Path, Opt(help='your folder; what is there already stays as it is')] = Path('lessons'),
+    open: Annotated[bool, Opt(help='open it in JupyterLab')] = True,
+):
+    "Copy the lessons into a folder of yours, and open one."
+    from pokegan.course import learn, open_jupyter
+    notebook = learn(lesson, to)
+    print(f'{notebook} is yours to change')
+    if open and (code := open_jupyter(notebook)): raise typer.Exit(code)

@@ -21,7 +21,8 @@ from .training.checkpoint import flatten, read_tensors, unflatten, write_info, w
 from .metrics.scores import score_table, Scores, ScoresInfo
 from .models.recipe import from_plain, read_info
 from .recipes import RECIPES
-from .runs import hub_client, hub_name, HUB_TOKEN, HubError, load_run, Run
+from .hub import hub_client, hub_name, HUB_TOKEN, HubError
+from .runs import load_run, Run
 
 # %% ../nbs/15c_publish.ipynb #c024
 def in_half(

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 from fake_hub import FakeHub, Repo, SIGNATURE
 from pokegan.data.download import scrub
+from pokegan.hub import hub_name
 from pokegan.publish import hub_card, hub_folder, model_card, publish, PUBLISHED, push
-from pokegan.runs import hub_name, load_run, train
+from pokegan.runs import load_run, train
 
 pytest.importorskip('huggingface_hub', reason='needs huggingface_hub: pip install -e ".[dev]"')
 yaml = pytest.importorskip('yaml')

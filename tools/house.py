@@ -9,8 +9,8 @@ import ast, io, json, re, statistics, sys, tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LEVELS = ['core', 'creatures data', 'training', 'metrics latents', 'models', 'recipes runs',
-          'compare publish playground doctor widgets', 'cli', '__main__']  # arrows go to the left, or stay
+LEVELS = ['core', 'creatures data', 'training', 'metrics latents', 'models', 'recipes runs hub',
+          'compare publish playground doctor widgets course', 'cli', '__main__']  # arrows go left, or stay
 
 
 def modules(root: Path = ROOT) -> dict: # dotted name -> file
