@@ -21,7 +21,7 @@ from .trainer import Callback
 def in_notebook() -> bool:
     "Whether somebody sees what is displayed: Jupyter, Colab, VS Code."
     shell = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
-    return hasattr(shell, 'kernel')
+    return hasattr(shell, 'kernel') and type(sys.stdout).__module__.startswith('ipykernel')
 
 # %% ../../nbs/06d_live.ipynb #l010
 def _panel(ax, rows:list, names:list, title:str, scale:float=1.):
