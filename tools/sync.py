@@ -16,7 +16,8 @@ except ModuleNotFoundError: import tomli as tomllib # Python 3.10
 ROOT = Path(__file__).resolve().parent.parent
 COURSE = ROOT/'nbs/course.toml'
 _course = tomllib.loads(COURSE.read_text(encoding='utf-8'))
-PARTS, NEEDS = _course['parts'], _course['lessons'] # heading -> beginnings of numbers; number -> needs
+PARTS, PATHS = _course['parts'], _course['paths'] # words -> numbers of lessons, or beginnings of them
+NEEDS = _course['lessons'] # number -> seconds to run, extra, gpu
 COLAB = 'colab.research.google.com/github'
 MARKS = '<!-- lessons: written by tools/sync.py -->', '<!-- end of lessons -->'
 
@@ -111,14 +112,17 @@ WORDS = 150 # a minute, of prose in a second language; code is not counted
 TIMES = re.compile(r'\n\n\*\d+ minutes to read[^\n]*\*(?=\n|$)') # the line below the badges
 
 
+def reading(lesson: Path) -> int: # minutes
+    return math.ceil(sum(len(TIMES.sub('', t).split()) for t in sources(lesson, 'markdown'))/WORDS)
+
+
 def minutes(lesson: Path) -> str:
     "How long it takes to read and to run, and what it needs."
-    words = sum(len(TIMES.sub('', t).split()) for t in sources(lesson, 'markdown'))
     needs = NEEDS.get(number(lesson), {})
     runs = f"{math.ceil(needs['run']/60)} to run" if needs.get('run', 0) > 60 else 'less than one to run'
     extra = f", with pokegan[{needs['extra']}]" if 'extra' in needs else ''
     gpu = '; a GPU helps' if needs.get('gpu') else ''
-    return f'{math.ceil(words/WORDS)} minutes to read, {runs} on one core{extra}{gpu}.'
+    return f'{reading(lesson)} minutes to read, {runs} on one core{extra}{gpu}.'
 
 
 def row(lesson: Path, s) -> str:
@@ -131,9 +135,19 @@ def row(lesson: Path, s) -> str:
     return f'| [{number(lesson)}]({lesson.name}) {badge} | {title} | {told} | {names} |'
 
 
+def path_row(name: str, numbers: str) -> str:
+    "A line of the paths: its lessons, and how long they take."
+    own = [l for l in lessons() if number(l) in numbers.split() or number(l)[:2] in numbers.split()]
+    read, run = sum(map(reading, own)), sum(NEEDS.get(number(l), {}).get('run', 0) for l in own)
+    named = ' · '.join(f'[{number(l)}]({l.name})' for l in own) if len(own) < 20 else f'{len(own)} lessons'
+    return f'| {name} | {named} | {read} | {math.ceil(run/60)} |'
+
+
 def table(s) -> str:
-    "All lessons, under the headings of their parts."
-    lines = []
+    "The paths, then all lessons, under the headings of their parts."
+    lines = ['## Paths, by the clock', '', 'Minutes to read, and to run on one core; exercises take about as '
+             'long again.', '', '| path | lessons | to read | to run |', '|---|---|---|---|']
+    lines += [*map(path_row, *zip(*PATHS.items())), '']
     for part, numbers in PARTS.items():
         lines += [f'## {part}', '', '| lesson | | what happens | module |', '|---|---|---|---|']
         lines += [row(l, s) for l in lessons() if number(l)[:2] in numbers.split()] + ['']
