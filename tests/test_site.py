@@ -10,7 +10,8 @@ from test_browser import chrome, FLAGS
 ROOT = Path(__file__).resolve().parent.parent
 KINDS_OF_PAGES = ('index.html', 'nbs/README.html', 'nbs/04_losses.html', 'nbs/13c_instances.html',
                   'api/runs.html', 'docs/parity.html', 'docs/glossary.html', 'docs/troubles.html',
-                  'docs/install.html', 'docs/gallery.html', 'CHANGELOG.html', 'search.html')
+                  'docs/install.html', 'docs/gallery.html', 'teach/README.html', 'CHANGELOG.html',
+                  'search.html')
 OURS = 'https://github.com/pokegan/pokegan/'
 pytest.importorskip('myst_nb', reason='needs what the site is made with: pip install -e ".[dev]"')
 

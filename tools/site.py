@@ -14,7 +14,7 @@ import house, sync
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT/'docs/site'
-PAGES, KINDS = ('nbs', 'docs'), ('.md', '.ipynb', '.png', '.csv')  # which files the site has
+PAGES, KINDS = ('nbs', 'docs', 'teach'), ('.md', '.ipynb', '.png', '.csv')  # which files the site has
 
 
 def inside(text: str, at: str, s) -> str: # at: the folder of a page, as 'nbs'
@@ -154,9 +154,10 @@ def contents_of_lessons() -> str: # a table of contents for each part
 def gather(to: Path):
     "The tree that Sphinx reads."
     s = sync.settings()
-    for f in ('nbs', 'docs', 'api', '_static', 'extra'): (to/f).mkdir(parents=True)
+    for f in ('nbs', 'docs', 'teach', 'api', '_static', 'extra'): (to/f).mkdir(parents=True)
     for l in sync.lessons(): copy_lesson(l, to/'nbs'/l.name, s)
-    for f in [ROOT/'CHANGELOG.md', ROOT/'nbs/README.md', *sorted((ROOT/'docs').glob('*.md'))]:
+    own = sync.pages()[1:] # the package's page is for those who are not here yet
+    for f in [ROOT/'CHANGELOG.md', *own]:
         at = f.parent.relative_to(ROOT).as_posix()
         (to/at/f.name).write_text(inside(f.read_text(encoding='utf-8'), at, s), encoding='utf-8')
     for f in [*(ROOT/'docs').glob('*.png'), *(ROOT/'docs').glob('*.csv')]: shutil.copy(f, to/'docs')

@@ -185,7 +185,9 @@ def headings(page: Path) -> list:
     return [re.sub(r'[^\w\- ]', '', l.lower()).replace(' ', '-') for l in lines]
 
 
-def pages() -> list: return [ROOT/'README.md', ROOT/'nbs/README.md', *sorted((ROOT/'docs').glob('*.md'))]
+def pages() -> list:
+    ours = ROOT/'README.md', ROOT/'nbs/README.md', ROOT/'teach/README.md'
+    return [*ours, *sorted((ROOT/'docs').glob('*.md'))]
 
 
 def main():
