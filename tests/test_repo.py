@@ -121,8 +121,9 @@ def test_lesson(path):
 PIP = '''import os, sys
 print(sys.argv[-1])
 if '@main' in sys.argv[-1]:
-    os.makedirs('there/pokegan/data')
-    for f in ('', 'data/'): open(f'there/pokegan/{f}__init__.py', 'w').close()
+    for f in ('data', 'training'): os.makedirs(f'there/pokegan/{f}')
+    for f in ('', 'data/', 'training/'): open(f'there/pokegan/{f}__init__.py', 'w').close()
+    with open('there/pokegan/training/live.py', 'w') as f: f.write('lesson_cells = bool')
 '''
 
 

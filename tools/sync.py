@@ -24,6 +24,7 @@ MARKS = '<!-- lessons: written by tools/sync.py -->', '<!-- end of lessons -->'
 SETUP = '''import importlib.util, subprocess, sys
 def installed():  # a folder of that name beside the notebook is not the package
     importlib.invalidate_caches()
+    if not sys.modules.get("pokegan", sys).__spec__.origin: del sys.modules["pokegan"]
     try: return bool(importlib.util.find_spec("pokegan.data").origin)
     except (ModuleNotFoundError, AttributeError): return False
 git = "{git}"
@@ -31,9 +32,12 @@ for place in "", f" @ {{git}}@v{version}", f" @ {{git}}@{branch}":
     if installed(): break  # everywhere but in a fresh Colab
     print(f"installing pokegan{extras}{{place}} …")
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"pokegan{extras}{{place}}"])
+installed()
 import torch
 print("device:", torch.cuda.get_device_name() if torch.cuda.is_available()
-      else f"CPU, {{torch.get_num_threads()}} threads")'''
+      else f"CPU, {{torch.get_num_threads()}} threads")
+from pokegan.training.live import lesson_cells
+RUN_LONG = lesson_cells()  # True: cells that take minutes, or a network, run too'''
 
 
 def settings() -> configparser.SectionProxy:
@@ -50,20 +54,12 @@ def in_step(text: str, s) -> str:
     return re.sub(rf'({re.escape(home)})@v[\d.]+\d', rf"\1@v{s['version']}", text)
 
 
-HOLD = '''
-from pokegan.training.live import hold_long_cells
-RUN_LONG = hold_long_cells()  # True: cells that take minutes, or a network, run too'''
-
-
 def setup_cell(lesson: Path|str, s) -> str:
     "Installs the package where there is none: from the package index, else this version, else the newest."
     extra = NEEDS.get(number(lesson), {}).get('extra', '')
     git = f"git+https://github.com/{s['user']}/{s['repo']}"
     extras = f'[{extra}]' if extra else ''
-    marked = re.compile(r'^#\| *(slow|colab|gpu|kaggle)\b', re.M)
-    long = isinstance(lesson, Path) and any(map(marked.search, sources(lesson, 'code')))
-    text = SETUP.format(git=git, version=s['version'], branch=s['branch'], extras=extras)
-    return text + (HOLD if long and number(lesson) != '06d' else '')
+    return SETUP.format(git=git, version=s['version'], branch=s['branch'], extras=extras)
 
 
 def lesson_in_step(lesson: Path, text: str, s) -> str:
