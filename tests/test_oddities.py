@@ -10,7 +10,7 @@ from pokegan import load_run, resume, train
 from pokegan.compare import compare, evaluate
 from pokegan.core import pick_device
 from pokegan.data import files, load_images
-from pokegan.data.cleaning import clean, MAX_PAGES, Report, Skip
+from pokegan.data.cleaning import clean, FORMATS, MAX_PAGES, may_be_picture, Report, Skip
 from pokegan.data.download import BadArchive, unpack
 from pokegan.data.files import match_labels, read_csv, walk
 from pokegan.latents.walks import film
@@ -438,3 +438,23 @@ def test_a_run_that_is_removed_while_it_trains(tmp_path):
     assert p.returncode == 2 and last.startswith('pokegan: r') and 'No such file or directory' in last
     assert 'Traceback' not in said and not (tmp_path/'r').exists()
     assert load_run(tmp_path/'elsewhere').info['step'] == 0
+
+
+@pytest.mark.parametrize('kind', ['folder', 'zip', 'tar'])
+def test_what_cannot_be_a_picture_is_not_read_to_its_end(tmp_path, kind):
+    src = tmp_path/'src'
+    src.mkdir()
+    (src/'a.png').write_bytes(bytes(9 << 20))
+    (src/'b.png').write_bytes(PNG + bytes(3 << 20)) # a picture, with a long tail
+    (src/'labels.csv').write_bytes(b'file,kind\nb.png,' + b'x'*(2 << 20) + b'\n')
+    path = src if kind == 'folder' else shutil.make_archive(str(tmp_path/'set'), kind, src)
+    read = {f.name.removeprefix('./'): len(f.read()) for f in walk(path) if f.read}
+    assert read == {'a.png': 1 << 20, 'b.png': len(PNG) + (3 << 20), 'labels.csv': 17 + (2 << 20)}
+
+
+def test_every_format_may_be_a_picture_by_its_first_bytes():
+    for fmt in FORMATS:
+        out = io.BytesIO()
+        picture(1).convert('RGB').save(out, {'JPEG2000': 'JPEG2000', 'DIB': 'DIB'}.get(fmt, fmt))
+        assert may_be_picture(out.getvalue()), fmt
+    for head in (b'', bytes(1 << 20), b'<svg', b'%PDF-1.7', b'PK\3\4'): assert not may_be_picture(head)

@@ -15,9 +15,9 @@ SETTINGS.read(ROOT/'settings.ini', encoding='utf-8')
 S = SETTINGS['DEFAULT']
 WIDTH, WIDE, WIDE_SHARE = 110, 100, .02  # columns; only this share of a lesson's lines is wider than WIDE
 EXPORTED, EXPORTED_CELL = 200, 40        # logical lines that a lesson exports, and one cell of it
-ALLOW = {'02a_cleaning': 262,            # one picture of any kind, and the report of all
+ALLOW = {'02a_cleaning': 268,            # one picture of any kind, and the report of all
          '02b_download': 226,            # what a network may do, and an archive
-         '02c_gather': 235,              # files wherever they lie, and their labels
+         '02c_gather': 238,              # files wherever they lie, and their labels
          '02e_data': 208,                # one store for every picture
          '06a_callbacks': 240,           # whole files, and all that is shown of a training
          '09c_recipe': 206,              # all questions that a game answers

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_SIDE', 'MAX_ASPECT', 'MAX_PIXELS', 'MAX_BYTES', 'MAX_SLOW', 'MAX_PAGES', 'EXTENSIONS', 'PARTIAL', 'ARCHIVES',
-           'UNSUPPORTED', 'FORMATS', 'FITS', 'FORMULA', 'Skip', 'name_reason', 'open_header', 'decode', 'colour',
-           'compose', 'fit_square', 'sheet_cells', 'Clean', 'clean', 'Row', 'Report']
+           'UNSUPPORTED', 'FORMATS', 'FITS', 'FORMULA', 'Skip', 'name_reason', 'may_be_picture', 'open_header',
+           'decode', 'colour', 'compose', 'fit_square', 'sheet_cells', 'Clean', 'clean', 'Row', 'Report']
 
 # %% ../../nbs/02a_cleaning.ipynb #c008
 import csv, io
@@ -68,6 +68,15 @@ def _unreadable(data):
     if head.startswith(b'version https://git-lfs'): return 'not an image: a Git LFS pointer'
     if head.startswith((b'<!doctype', b'<html')): return 'not an image: a web page'
     return 'corrupt: broken header' if data.startswith(_MAGIC) else 'not an image'
+
+def may_be_picture(
+    head:bytes, # the first megabyte of a file
+) -> bool:
+    "Whether one of our formats may begin so. Of anything else the rest need not be read."
+    asked = [Image.OPEN[f][1] for f in _formats()]
+    if any(accept(head[:16].ljust(16, b'\0')) for accept in asked if accept): return True
+    try: return bool(Image.open(io.BytesIO(head), formats=['TGA'])) # which has no mark of its own
+    except Exception: return False
 
 # %% ../../nbs/02a_cleaning.ipynb #c018
 def open_header(

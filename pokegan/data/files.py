@@ -15,7 +15,7 @@ from typing import Callable
 from unicodedata import normalize
 
 from ..core import read_file
-from .cleaning import MAX_BYTES, name_reason
+from .cleaning import MAX_BYTES, may_be_picture, name_reason
 from .download import BROKEN, in_tar, is_tar, MAX_FILES, open_zip, ShortHeaders
 
 # %% ../../nbs/02c_gather.ipynb #c008
@@ -39,6 +39,15 @@ def _too_big(n): # why n bytes are not read, or ''
     return f'too many bytes: {n >> 20} MiB' if n > MAX_BYTES else ''
 
 # %% ../../nbs/02c_gather.ipynb #c011
+def _pieces(f, name): # in one go an archive's would be in memory several times over
+    "The bytes of an open file; of what is called a picture and cannot be one, the first megabyte."
+    first = f.read(1 << 20)
+    if len(first) == 1 << 20 and not name_reason(name) and not may_be_picture(first): return first
+    return b''.join([first, *iter(partial(f.read, 1 << 20), b'')])
+
+def _read(opener, name, *how):
+    with opener(*how) as f: return _pieces(f, name)
+
 def _look(path, name):
     "Decide whether one path of a folder may be opened."
     try:
@@ -46,7 +55,7 @@ def _look(path, name):
         if not stat.S_ISREG(s.st_mode): return Found(name, reason='not a regular file')
     except OSError as e: return Found(name, reason=why(e))
     if reason := _too_big(s.st_size): return Found(name, reason=reason)
-    return Found(name, path.read_bytes, size=s.st_size)
+    return Found(name, partial(_read, path.open, name, 'rb'), size=s.st_size)
 
 # %% ../../nbs/02c_gather.ipynb #c012
 def _all_folders(root, onerror): # as os.walk, which cannot go down a thousand folders in Python 3.11
@@ -83,9 +92,6 @@ def _check_count(path, n):
     if n <= MAX_FILES: return
     raise ValueError(f'{path} holds more than {MAX_FILES:,} files; unpack the pictures that you want')
 
-def _piecewise(z, i): # in one go it would be in memory several times over
-    with z.open(i) as f: return b''.join(iter(partial(f.read, 1 << 20), b''))
-
 def _walk_zip(path): # yields Found, without unpacking anything
     "Every file of a zip archive, read in place."
     z = open_zip(path)
@@ -97,7 +103,7 @@ def _walk_zip(path): # yields Found, without unpacking anything
         elif stat.S_ISLNK(i.external_attr >> 16): yield Found(name, reason='link inside an archive')
         elif i.flag_bits & 1: yield Found(name, reason='encrypted')
         elif reason := _too_big(i.file_size): yield Found(name, reason=reason)
-        else: yield Found(name, partial(_piecewise, z, i), size=i.file_size)
+        else: yield Found(name, partial(_read, z.open, name, i), size=i.file_size)
 
 # %% ../../nbs/02c_gather.ipynb #c017
 def _link_reason(name, links, files):
@@ -137,7 +143,7 @@ def _walk_tar(path): # yields Found, in the order of the archive
             elif reason := _too_big(m.size): yield Found(m.name, reason=reason)
             elif (reason := name_reason(m.name)) and not m.name.endswith('labels.csv'):
                 yield Found(m.name, reason=reason) # it is not read
-            else: yield Found(m.name, partial(bytes, t.extractfile(m).read()), size=m.size)
+            else: yield Found(m.name, partial(bytes, _read(t.extractfile, m.name, m)), size=m.size)
 
 # %% ../../nbs/02c_gather.ipynb #c021
 def _damaged(path): # an error, to be raised
