@@ -17,6 +17,7 @@ from pokegan.training.augment import HeldOutCB
 from pokegan.training.callbacks import GridCB, LogCB, PictureCB, read_log
 from pokegan.training.checkpoint import CheckpointCB, load_state, read_tensors, write_tensors
 from pokegan.training.health import diversity, HealthCB
+from pokegan.training.live import LiveCB
 from pokegan.training.trainer import Callback, Trainer
 from pokegan.metrics.features import extractor
 from pokegan.metrics.tracking import CurvesCB
@@ -193,14 +194,14 @@ def test_every_callback_on_a_device_like_apples(apple, tmp_path, monkeypatch):
     run('projected', lr_decay=.5, resolution=32)
 
     t = make_trainer(recipe('dcgan-quick', **SMALL), images)  # and those that are due every so many steps
-    G, look = t.nets['G'], extractor('random')
+    G, look, drawn = t.nets['G'], extractor('random'), []
     t.callbacks += [HealthCB(G, t.prior, every=1, n=8), HeldOutCB(images, every=1, n=8),
                     CurvesCB(G, t.prior, images, look, n=8, share=.9, every=1),
                     CopiesCB(tmp_path, G, t.prior, images, look, .5, n=8, share=.9, every=1),
-                    LogCB(tmp_path, every=1)]
+                    LogCB(tmp_path, every=1), LiveCB(G, t.prior, seconds=0., show=drawn.append)]
     t.fit(steps=2)
     logged = {k for r in read_log(tmp_path/'log.csv') for k in r}
-    assert {'diversity', 'seen/real', 'fid', 'memorised'} <= logged
+    assert {'diversity', 'seen/real', 'fid', 'memorised'} <= logged and drawn
     assert (tmp_path/'aegan-quick/best.safetensors').exists(), 'KID was measured'
     unseen = {c.__name__ for c in callbacks() - seen}
     assert unseen == {'DistributedCB'}, 'for several processes, which Apple has not'
