@@ -276,7 +276,7 @@ def _bars(ax, counts, title):
     names = [str(k)[:16] or '(none)' for k, _ in counts]
     ax.barh(names, [v for _, v in counts], color='#4878a8')
     ax.set_title(title, fontsize=9)
-    ax.tick_params(labelsize=7)
+    ax.tick_params(labelsize=9)
 
 def audit(
     images:Images, # any set
@@ -297,7 +297,7 @@ def audit(
     widths, heights = [r.width for r in rows], [r.height for r in rows]
     sizes.scatter(widths, heights, s=6, alpha=.3, color='#4878a8')
     sizes.set_title('original width and height', fontsize=9)
-    sizes.tick_params(labelsize=7)
+    sizes.tick_params(labelsize=9)
     _bars(bars[0], Counter(r.mode for r in rows), 'pixel format')
     _bars(bars[1], Counter(r.paper for r in rows), 'background')
     _bars(bars[2], Counter(images.labels.get(column, [])), f'label: {column}')
