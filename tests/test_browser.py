@@ -6,6 +6,7 @@ that is an error instead (.ci/run sets it).
 The screenshot is kept in screenshots/, which git ignores and CI uploads.
 """
 import importlib.util, json, os, shutil, socket, subprocess, sys, time
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -117,22 +118,28 @@ def ran(page) -> bool:
     return bool(prompts) and prompts[-1].strip('[]: \n').isdigit()
 
 
-def test_a_slider_changes_the_picture(lab, tmp_path):
+@contextmanager
+def running(lab, tmp_path): # yields a page of which all cells have been started, and what it says
     from playwright.sync_api import sync_playwright
     with sync_playwright() as p:
         look = dict(headless=True, args=FLAGS, viewport=dict(width=1100, height=720))
         profile = str(tmp_path/'profile')
-        context = p.chromium.launch_persistent_context(profile, executable_path=chrome(), **look)
-        page = context.new_page()
-        page.goto(lab)
-        page.locator('.jp-CodeCell').first.wait_for(timeout=120_000)
-        def text():
-            shown = page.locator('.jp-OutputArea-output').all_inner_texts()
-            return page.locator('#jp-main-statusbar').inner_text() + '\n' + '\n'.join(shown)[-1500:]
-        wait(lambda: 'Idle' in text() or page.locator('.jp-Dialog').count(), 60, text)
-        page.keyboard.press('Control+b')  # no file browser: room for the panel
-        page.get_by_role('menuitem', name='Run', exact=True).click()
-        page.get_by_text('Run All Cells', exact=True).click()
+        with p.chromium.launch_persistent_context(profile, executable_path=chrome(), **look) as context:
+            page = context.new_page()
+            page.goto(lab)
+            page.locator('.jp-CodeCell').first.wait_for(timeout=120_000)
+            def text():
+                shown = page.locator('.jp-OutputArea-output').all_inner_texts()
+                return page.locator('#jp-main-statusbar').inner_text() + '\n' + '\n'.join(shown)[-1500:]
+            wait(lambda: 'Idle' in text() or page.locator('.jp-Dialog').count(), 60, text)
+            page.keyboard.press('Control+b')  # no file browser: room for the panel
+            page.get_by_role('menuitem', name='Run', exact=True).click()
+            page.get_by_text('Run All Cells', exact=True).click()
+            yield page, text
+
+
+def test_a_slider_changes_the_picture(lab, tmp_path):
+    with running(lab, tmp_path) as (page, text):
         try: wait(lambda: ran(page), 300, text)
         finally: picture(page, 'lesson')
         panel = page.locator('.jp-OutputArea-output:has(.widget-image)').first
@@ -155,7 +162,6 @@ def test_a_slider_changes_the_picture(lab, tmp_path):
         wait(lambda: 'code=' in other.locator('code').inner_text(), 20, text)
         other.get_by_role('button', name='save PNG').click()
         wait(lambda: (tmp_path/'work/liked/0001.png').exists(), 20, text)
-        context.close()
 
 
 def picture(page, name, element=None):
@@ -165,19 +171,7 @@ def picture(page, name, element=None):
 
 @pytest.mark.parametrize('lab', [watched], indirect=True)
 def test_a_training_shows_itself_and_the_stop_button_saves(lab, tmp_path):
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        look = dict(headless=True, args=FLAGS, viewport=dict(width=1100, height=720))
-        profile = str(tmp_path/'profile')
-        context = p.chromium.launch_persistent_context(profile, executable_path=chrome(), **look)
-        page = context.new_page()
-        page.goto(lab)
-        page.locator('.jp-CodeCell').first.wait_for(timeout=120_000)
-        def text(): return '\n'.join(page.locator('.jp-OutputArea-output').all_inner_texts())[-1500:]
-        def kernel(): return page.locator('#jp-main-statusbar').inner_text()
-        wait(lambda: 'Idle' in kernel() or page.locator('.jp-Dialog').count(), 60, kernel)
-        page.get_by_role('menuitem', name='Run', exact=True).click()
-        page.get_by_text('Run All Cells', exact=True).click()
+    with running(lab, tmp_path) as (page, text):
         view = page.locator('.jp-OutputArea-output img')
         def shown():
             accept = page.locator('.jp-Dialog .jp-mod-accept')
@@ -191,4 +185,3 @@ def test_a_training_shows_itself_and_the_stop_button_saves(lab, tmp_path):
         page.locator('[data-jp-item-name="interrupt"] jp-button').first.click()
         wait(lambda: 'stopped:' in text(), 60, text)
         assert 'stopped: interrupted saved: True' in text() and 'Traceback' not in text()
-        context.close()
