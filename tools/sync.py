@@ -8,6 +8,7 @@ the table in nbs/README.md comes from the lessons' titles, subtitles and `#| exp
 nbs/course.toml, which says what each lesson needs. The set-up cell of all lessons stands below.
 """
 import configparser, json, math, re, sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 try: import tomllib
@@ -16,7 +17,7 @@ except ModuleNotFoundError: import tomli as tomllib # Python 3.10
 ROOT = Path(__file__).resolve().parent.parent
 COURSE = ROOT/'nbs/course.toml'
 _course = tomllib.loads(COURSE.read_text(encoding='utf-8'))
-PARTS, PATHS = _course['parts'], _course['paths'] # words -> numbers of lessons, or beginnings of them
+PARTS, PATHS = _course['parts'], _course['paths'] # words -> beginnings of numbers; -> numbers, as in 06*
 NEEDS = _course['lessons'] # number -> seconds to run, extra, gpu
 COLAB = 'colab.research.google.com/github'
 MARKS = '<!-- lessons: written by tools/sync.py -->', '<!-- end of lessons -->'
@@ -133,7 +134,7 @@ def row(lesson: Path, s) -> str:
 
 def path_row(name: str, numbers: str) -> str:
     "A line of the paths: its lessons, and how long they take."
-    own = [l for l in lessons() if number(l) in numbers.split() or number(l)[:2] in numbers.split()]
+    own = [l for l in lessons() if any(fnmatch(number(l), n) for n in numbers.split())]
     read, run = sum(map(reading, own)), sum(NEEDS.get(number(l), {}).get('run', 0) for l in own)
     named = ' · '.join(f'[{number(l)}]({l.name})' for l in own) if len(own) < 20 else f'{len(own)} lessons'
     return f'| {name} | {named} | {read} | {math.ceil(run/60)} |'
