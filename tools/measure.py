@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python tools/measure.py [LESSON.ipynb …]     default: all, half an hour on one core
 
-Cells marked slow, gpu or kaggle are left out. Processor seconds are the kernel's own, whatever else runs.
+Cells marked slow, gpu or kaggle wait to be asked for (lesson 06d), as they do for a learner.
+Processor seconds are the kernel's own, whatever else runs.
 """
 import re, resource, sys, tempfile
 from pathlib import Path
@@ -13,8 +14,6 @@ from nbclient import NotebookClient
 sys.path.insert(0, str(Path(__file__).parent))
 import sync
 
-LEFT_OUT = re.compile(r'^#\| *(slow|colab|gpu|cuda|kaggle)\b', re.M)
-
 
 def used() -> float: # processor seconds of all processes that have ended
     r = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -24,7 +23,6 @@ def used() -> float: # processor seconds of all processes that have ended
 def seconds(lesson: Path) -> float:
     "Raises nbclient's CellExecutionError where a cell fails."
     book = nbformat.read(lesson, 4)
-    book.cells = [c for c in book.cells if not LEFT_OUT.search(c.source)]
     before = used()
     with tempfile.TemporaryDirectory() as d:
         how = dict(timeout=3600, kernel_name='python3', resources=dict(metadata=dict(path=d)))

@@ -33,9 +33,8 @@ def inside(text: str, at: str, s) -> str: # at: the folder of a page, as 'nbs'
 
 def terms() -> dict: # word, in small letters -> anchor in the glossary
     heads = re.findall(r'^### (.+)$', (ROOT/'docs/glossary.md').read_text(encoding='utf-8'), re.M)
-    anchors = {h: re.sub(r'[^\w -]', '', h.lower()).replace(' ', '-') for h in heads}
     everyday = {'run', 'step', 'walk', 'z', 'g', 'd', 'is'} # more often not the term
-    return {w: a for h, a in anchors.items() for w in h.lower().split(', ') if w not in everyday}
+    return {w: sync.anchor(h) for h in heads for w in h.lower().split(', ') if w not in everyday}
 
 
 # What stays as it is: code, formulas, links, headings, tables, HTML.

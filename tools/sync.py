@@ -57,7 +57,7 @@ def in_step(text: str, s) -> str:
 
 def setup_cell(lesson: Path|str, s) -> str:
     "Installs the package where there is none: from the package index, else this version, else the newest."
-    extra = NEEDS.get(number(lesson), {}).get('extra', '')
+    extra = needs(lesson).get('extra', '')
     git = f"git+https://github.com/{s['user']}/{s['repo']}"
     extras = f'[{extra}]' if extra else ''
     return SETUP.format(git=git, version=s['version'], branch=s['branch'], extras=extras)
@@ -68,7 +68,7 @@ def lesson_in_step(lesson: Path, text: str, s) -> str:
     book = json.loads(in_step(text, s))
     for k in ('accelerator', 'colab'): book['metadata'].pop(k, None)
     gpu = dict(accelerator='GPU', colab=dict(gpuType='T4'))
-    if NEEDS.get(number(lesson), {}).get('gpu'): book['metadata'] |= gpu
+    if needs(lesson).get('gpu'): book['metadata'] |= gpu
     head = TIMES.sub('', ''.join(book['cells'][0]['source']))
     below = rf'\1\n\n*{minutes(lesson)}*'
     head = re.sub(r'^(\[!\[Open in Colab\].*)$', below, head, count=1, flags=re.M)
@@ -82,6 +82,9 @@ def lesson_in_step(lesson: Path, text: str, s) -> str:
 def number(lesson: Path|str) -> str:
     "'15a2' of 15a2_recipes.ipynb; lessons in order are lessons sorted by it."
     return Path(lesson).name.split('_')[0]
+
+
+def needs(lesson: Path|str) -> dict: return NEEDS.get(number(lesson), {}) # of a new one nothing is known
 
 
 def lessons() -> list: return sorted((ROOT/'nbs').glob('[0-9]*.ipynb'), key=number)
@@ -115,10 +118,10 @@ def reading(lesson: Path) -> int: # minutes
 
 def minutes(lesson: Path) -> str:
     "How long it takes to read and to run, and what it needs."
-    needs = NEEDS.get(number(lesson), {})
-    runs = f"{math.ceil(needs['run']/60)} to run" if needs.get('run', 0) > 60 else 'less than one to run'
-    extra = f", with pokegan[{needs['extra']}]" if 'extra' in needs else ''
-    gpu = '; a GPU helps' if needs.get('gpu') else ''
+    n = needs(lesson)
+    runs = f"{math.ceil(n['run']/60)} to run" if n.get('run', 0) > 60 else 'less than one to run'
+    extra = f", with pokegan[{n['extra']}]" if 'extra' in n else ''
+    gpu = '; a GPU helps' if n.get('gpu') else ''
     return f'{reading(lesson)} minutes to read, {runs} on one core{extra}{gpu}.'
 
 
@@ -135,7 +138,7 @@ def row(lesson: Path, s) -> str:
 def path_row(name: str, numbers: str) -> str:
     "A line of the paths: its lessons, and how long they take."
     own = [l for l in lessons() if any(fnmatch(number(l), n) for n in numbers.split())]
-    read, run = sum(map(reading, own)), sum(NEEDS.get(number(l), {}).get('run', 0) for l in own)
+    read, run = sum(map(reading, own)), sum(needs(l).get('run', 0) for l in own)
     named = ' · '.join(f'[{number(l)}]({l.name})' for l in own) if len(own) < 20 else f'{len(own)} lessons'
     return f'| {name} | {named} | {read} | {math.ceil(run/60)} |'
 
@@ -176,10 +179,12 @@ def dead_links(page: Path, s) -> list:
     return found
 
 
+def anchor(heading: str) -> str: return re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
+
+
 def headings(page: Path) -> list:
     "The anchors that GitHub gives the headings of a page."
-    lines = re.findall(r'^#+ (.+)$', text_of(page), re.M)
-    return [re.sub(r'[^\w\- ]', '', l.lower()).replace(' ', '-') for l in lines]
+    return [anchor(h) for h in re.findall(r'^#+ (.+)$', text_of(page), re.M)]
 
 
 def pages() -> list:
