@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .core import plain_torch, read_file, replacing, replacing_folder
+from .core import plain_torch, read_file, replacing, replacing_folder, while_still
 from .runs import load_run, Run
 
 # %% ../nbs/16c_playground.ipynb #c011
@@ -175,7 +175,8 @@ def play(
     return out
 
 def _play_folder(run, out, likeness):
-    if out.exists() and not (out/'ort.wasm.bin').exists() and (out.is_file() or any(out.iterdir())):
+    def ours(out): return (out/'ort.wasm.bin').exists() or not out.exists()
+    if not while_still(out, lambda out: ours(out) or out.is_dir() and not any(out.iterdir())):
         raise ValueError(f'{out} holds something else; name a new folder')
     parts = page_parts(run, likeness)
     with replacing_folder(out) as new:

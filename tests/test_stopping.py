@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pokegan import core, load_run, resume, train
-from pokegan.core import check_free, claimed, holder, plain_torch
+from pokegan.core import check_free, claimed, holder, plain_torch, replacing_folder, while_still
 from pokegan.data import Images
 from pokegan.training.checkpoint import read_tensors
 from pokegan.training.stopping import ENDS, StopCB
@@ -230,6 +230,25 @@ for _ in range(6):
     assert met and len(Images.open(tmp_path/'set')) in (20, 21, 22)
     assert load_run(tmp_path/'out').nets.keys() == {'G'} and run.nets.keys() > {'G'}
     assert sorted(p.name for p in tmp_path.iterdir()) == ['out', 'r', 'set']
+
+
+def test_a_folder_is_looked_at_while_it_stays_the_same(tmp_path):
+    "What is replaced, appears or goes between two questions is asked about again; real errors come out."
+    at, seen = tmp_path/'a', []
+
+    def put(name):
+        with replacing_folder(at) as new: (new/name).write_text(name, encoding='utf-8')
+    changes = [lambda: put('x'), lambda: put('y'), lambda: os.replace(at, tmp_path/'b')]
+
+    def look(folder):
+        seen.append(folder.exists())
+        if changes: changes.pop(0)()
+        return sorted(os.listdir(folder)) if seen[-1] else 'none'
+    assert while_still(at, look) == 'none' and seen == [False, True, True, False]
+
+    def refuse(folder): raise ValueError('bad')
+    put('z')
+    with pytest.raises(ValueError, match='bad'): while_still(at, refuse)
 
 
 # ---- what another cell has set ----
