@@ -447,7 +447,7 @@ def learn_command(
     open: Annotated[bool, Opt(help='open it in JupyterLab')] = True,
 ):
     "Copy the lessons into a folder of yours, and open one."
-    from pokegan.course import learn, open_jupyter
+    from pokegan.course.lessons import learn, open_jupyter
     notebook = learn(lesson, to)
     print(f'{notebook} is yours to change')
     if open and (code := open_jupyter(notebook)): raise typer.Exit(code)

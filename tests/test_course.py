@@ -3,8 +3,8 @@ import os, sys
 
 import pytest
 
-from pokegan import course
-from pokegan.course import find_lesson, learn, lessons, open_jupyter
+from pokegan.course import lessons as course
+from pokegan.course.lessons import find_lesson, learn, lessons, open_jupyter
 from test_cli import pokegan, refused
 
 

@@ -27,7 +27,7 @@ ALLOW = {'02a_cleaning': 268,            # one picture of any kind, and the repo
          '17_cli': 283,                  # a function for each command
          '05_training': 292}             # the trainer, to be read on one page, and its two games
 TALL = {'05_training'}                   # its cell is that page
-ROOMS, FLOORS, ARROWS = 18, 10, 60       # the library from above: python tools/house.py
+ROOMS, FLOORS, ARROWS = 19, 10, 70       # the library from above: python tools/house.py
 LIBRARY = house.Library()
 every_lesson = pytest.mark.parametrize('path', LESSONS, ids=lambda p: p.stem)
 
@@ -121,9 +121,10 @@ def test_lesson(path):
 PIP = '''import os, sys
 print(sys.argv[-1])
 if '@main' in sys.argv[-1]:
-    for f in ('data', 'training'): os.makedirs(f'there/pokegan/{f}')
-    for f in ('', 'data/', 'training/'): open(f'there/pokegan/{f}__init__.py', 'w').close()
+    for f in ('data', 'training', 'course'): os.makedirs(f'there/pokegan/{f}')
+    for f in ('', 'data/', 'training/', 'course/'): open(f'there/pokegan/{f}__init__.py', 'w').close()
     with open('there/pokegan/training/live.py', 'w') as f: f.write('lesson_cells = bool')
+    with open('there/pokegan/course/exercises.py', 'w') as f: f.write('check = hint = bool')
 '''
 
 

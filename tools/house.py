@@ -10,7 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LEVELS = ['core', 'creatures data', 'training', 'metrics latents', 'models', 'recipes runs hub',
-          'compare publish playground doctor widgets course', 'cli', '__main__']  # arrows go left, or stay
+          'compare publish playground doctor widgets course',
+          'cli', '__main__']  # arrows go left, or stay
 
 
 def modules(root: Path = ROOT) -> dict: # dotted name -> file

@@ -37,6 +37,7 @@ installed()
 import torch
 print("device:", torch.cuda.get_device_name() if torch.cuda.is_available()
       else f"CPU, {{torch.get_num_threads()}} threads")
+from pokegan.course.exercises import check, hint
 from pokegan.training.live import lesson_cells
 RUN_LONG = lesson_cells()  # True: cells that take minutes, or a network, run too'''
 
@@ -76,6 +77,8 @@ def lesson_in_step(lesson: Path, text: str, s) -> str:
     for c in book['cells']:
         if c['cell_type'] == 'code' and 'print("device:"' in ''.join(c['source']):
             c['source'] = setup_cell(lesson, s).splitlines(True)
+        if c['cell_type'] == 'code' and ''.join(c['source']).startswith('#@title'): # folded, in Colab as well
+            c['metadata'] |= dict(cellView='form', jupyter=dict(source_hidden=True))
     return json.dumps(book, ensure_ascii=False, indent=1, sort_keys=True) + '\n'
 
 

@@ -1,0 +1,1 @@
+"""The lessons that come along, exercises that answer, and what a teacher needs for a workshop."""
