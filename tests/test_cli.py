@@ -1,6 +1,7 @@
 """The command as a user types it: starts fast, trains, samples, and answers a mistake with one line."""
 import json, os, subprocess, sys, time
 
+import fresh
 import pytest
 from PIL import Image
 
@@ -10,8 +11,7 @@ ENV = os.environ | dict(OMP_NUM_THREADS='1')
 
 
 def pokegan(*words, cwd, ok=True):
-    command = [sys.executable, '-m', 'pokegan', *map(str, words)]
-    p = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=ENV, timeout=240)
+    p = fresh.run(words, cwd, ENV)
     assert (p.returncode == 0) == ok, p.stdout + p.stderr
     return p
 
