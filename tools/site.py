@@ -147,7 +147,7 @@ def api_page(name: str, file: Path, s) -> str: # Markdown
 
 def contents_of_lessons() -> str: # a table of contents for each part
     def tree(part, numbers):
-        mine = [f'nbs/{l.stem}' for l in sync.lessons() if sync.number(l)[:2] in numbers.split()]
+        mine = [f'nbs/{l.stem}' for l in sync.of(numbers)]
         return '\n'.join(['```{toctree}', ':hidden:', f':caption: {part}', *mine, '```', ''])
     return '\n'.join(tree(*p) for p in sync.PARTS.items())
 

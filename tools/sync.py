@@ -17,7 +17,7 @@ except ModuleNotFoundError: import tomli as tomllib # Python 3.10
 ROOT = Path(__file__).resolve().parent.parent
 COURSE = ROOT/'nbs/course.toml'
 _course = tomllib.loads(COURSE.read_text(encoding='utf-8'))
-PARTS, PATHS = _course['parts'], _course['paths'] # words -> beginnings of numbers; -> numbers, as in 06*
+PARTS, PATHS = _course['parts'], _course['paths'] # words -> numbers, as in 06*
 NEEDS = _course['lessons'] # number -> seconds to run, extra, gpu
 COLAB = 'colab.research.google.com/github'
 MARKS = '<!-- lessons: written by tools/sync.py -->', '<!-- end of lessons -->'
@@ -93,6 +93,10 @@ def needs(lesson: Path|str) -> dict: return NEEDS.get(number(lesson), {}) # of a
 def lessons() -> list: return sorted((ROOT/'nbs').glob('[0-9]*.ipynb'), key=number)
 
 
+def of(numbers: str) -> list: # '00 06*' -> those lessons
+    return [l for l in lessons() if any(fnmatch(number(l), n) for n in numbers.split())]
+
+
 def sources(lesson: Path, kind: str) -> list:
     "The text of each cell of one kind."
     cells = json.loads(lesson.read_text(encoding='utf-8'))['cells']
@@ -140,7 +144,7 @@ def row(lesson: Path, s) -> str:
 
 def path_row(name: str, numbers: str) -> str:
     "A line of the paths: its lessons, and how long they take."
-    own = [l for l in lessons() if any(fnmatch(number(l), n) for n in numbers.split())]
+    own = of(numbers)
     read, run = sum(map(reading, own)), sum(needs(l).get('run', 0) for l in own)
     named = ' · '.join(f'[{number(l)}]({l.name})' for l in own) if len(own) < 20 else f'{len(own)} lessons'
     return f'| {name} | {named} | {read} | {math.ceil(run/60)} |'
@@ -153,7 +157,7 @@ def table(s) -> str:
     lines += [*map(path_row, *zip(*PATHS.items())), '']
     for part, numbers in PARTS.items():
         lines += [f'## {part}', '', '| lesson | | what happens | module |', '|---|---|---|---|']
-        lines += [row(l, s) for l in lessons() if number(l)[:2] in numbers.split()] + ['']
+        lines += [row(l, s) for l in of(numbers)] + ['']
     return '\n'.join(lines)
 
 
