@@ -113,21 +113,10 @@ def _hold(lines:list) -> list: # of a cell
     return [f'print({said!r})\n'] if long else lines
 
 # %% ../../nbs/06d_live.ipynb #l026
-def _hint(shell, kind, error, trace, tb_offset=None):
-    "The message alone, in a cell that checks an answer; elsewhere the error as it is."
-    cell = shell.user_ns['In'][-1]
-    exercise = 'is not None' in cell or '# your' in cell
-    if not exercise: return shell.showtraceback((kind, error, trace), tb_offset)
-    asked = issubclass(kind, AssertionError)
-    print('Not yet:', error if asked else f'this form of answer cannot be checked ({error})')
-
-_WRONG = AssertionError, TypeError, ValueError, AttributeError, IndexError
-
 def lesson_cells() -> bool: # whether marked cells run at once; as the environment has it, default no
     """In a notebook: marked cells wait until RUN_LONG is true, so "Run all" ends soon and needs
-    no network; exercises answer in one line."""
+    no network."""
     if shell := _shell():
         held = shell.input_transformers_cleanup
         if _hold not in held: held.append(_hold)
-        shell.set_custom_exc(_WRONG, _hint)
     return bool(os.environ.get('RUN_LONG'))
