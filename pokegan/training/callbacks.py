@@ -224,7 +224,8 @@ def plot_log(rows:list, title:str=''): # rows as `read_log` returns them -> a ma
     for ax, (panel, ks) in zip(fig.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels.items()):
         for k in ks: ax.plot(*zip(*[(r['step'], r[k]) for r in rows if k in r]), label=alias.get(k, k))
         ax.set_title(panel, fontsize=9, loc='left')
-        if ks: ax.legend(fontsize=7, loc='upper right')
+        above = dict(loc='lower right', bbox_to_anchor=(1, 1), ncols=6, frameon=False)
+        if ks: ax.legend(fontsize=8, borderpad=0, **above)
         ax.grid(alpha=.3)
     ax.set_xlabel('step')
     return fig
