@@ -8,7 +8,8 @@ __all__ = ['app', 'RANK', 'ClickException', 'Opt', 'Arg', 'SOURCE', 'RUN', 'FEAT
            'BACKGROUND', 'MOST_ROWS', 'FILM', 'BETWEEN', 'LICENCE', 'Limits', 'Licence', 'Trainable', 'FOLDER',
            'prepared_name', 'data_command', 'recipes_command', 'one_line', 'Shown', 'Patient', 'signals_end', 'main',
            'again', 'tell', 'train_command', 'rows_like', 'sample_command', 'walk_command', 'film_command',
-           'evaluate_command', 'compare_command', 'publish_command', 'push_command', 'play_command', 'learn_command']
+           'evaluate_command', 'compare_command', 'doctor_command', 'publish_command', 'push_command', 'play_command',
+           'learn_command']
 
 # %% ../nbs/17_cli.ipynb #c004
 import json, os, signal, sys
@@ -377,6 +378,16 @@ def compare_command(
     print(compare(recipes, data, size=size, minutes=minutes, seeds=seeds, out=out,
                   n=n, features=features, device=device))
     print(f'{out/"table.md"}, {out/"table.csv"}, {out/"grids.png"}; the runs are in {out}')
+
+# %% ../nbs/17_cli.ipynb #doc1
+@app.command('doctor')
+def doctor_command(
+    run: Annotated[Path, Arg(help='a run folder')],
+    data: Annotated[str|None, Opt(help=f'its real images: {SOURCE}; default where they were')] = None,
+):
+    "Say what is the matter with a run, and what to try next."
+    from pokegan.doctor import examine
+    print(examine(run, data))
 
 # %% ../nbs/17_cli.ipynb #pub2
 LICENCE = 'of the weights; default Apache-2.0 where they were trained on creatures, none elsewhere'
