@@ -36,7 +36,7 @@ def copy(run, tmp_path): # one that a test may damage
 
 def reals(images): return to_float(images.batch(torch.arange(len(images))))
 def look(key, **parts):
-    nothing = dict(folder=None, info={}, recipe=None, log=[], grids=[])
+    nothing = dict(folder=None, info={}, recipe=None, log=[])
     return SIGNS[key](Evidence(**nothing | parts))
 
 
@@ -82,12 +82,10 @@ def test_the_second_half_of_a_log_counts():
     assert look('mistaken', log=log) == pytest.approx(.2)
     assert look('lead', log=log) == pytest.approx(7/3)
     assert look('swing', log=log) == pytest.approx((97 + 2 + 3)/3)
-    assert look('broken', log=log, broken=False) == 0
-    assert look('broken', log=log + rows((120, 1, 1, 1, math.nan)), broken=False) == 1
 
 
 def test_what_is_missing_is_none_and_no_rule_holds(images):
-    e = Evidence(None, {'step': 300, 'data': dict(n=500)}, None, [], [])
+    e = Evidence(None, {'step': 300, 'data': dict(n=500)}, None, [])
     signs = {k: f(e) for k, f in SIGNS.items()}
     assert signs['near'] is signs['swing'] is signs['unlike'] is None
     assert [c.name for c in CONDITIONS if matches(c, signs)] == []
@@ -156,6 +154,11 @@ def test_weights_that_are_no_numbers_are_told(copy):
     write_tensors(copy/'last.safetensors', tensors, **meta)
     r = examine(copy)
     assert r.name == 'learning rate too high' and any('NaN' in m for m in r.missing)
+
+
+def test_a_loss_that_is_no_number_is_told(copy):
+    with open(copy/'log.csv', 'a', encoding='utf-8') as f: f.write('60,480,9.5,,,nan' + chr(10))
+    assert examine(copy).name == 'learning rate too high'
 
 
 def test_what_is_not_there_is_said(copy):
