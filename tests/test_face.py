@@ -35,7 +35,8 @@ def test_importing_does_no_work():
 
 
 def test_dir_and_help_say_what_there_is():
-    names = set('train resume load_run pretrained recipe RECIPES load_images evaluate examine explore'.split())
+    names = set('train resume load_run pretrained recipe RECIPES load_images evaluate examine '
+                'explore'.split())
     assert names <= set(dir(pokegan))
     for n in names: assert getattr(pokegan, n) is not None and n in pokegan.__doc__
     with pytest.raises(AttributeError, match='no attribute'): pokegan.nothing
