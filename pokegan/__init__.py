@@ -16,7 +16,8 @@ doctor, widgets and cli. Each module is exported by the lesson that its third li
 __version__ = "0.1.0"
 
 _HOME = dict(evaluate='compare', examine='doctor', explore='widgets', load_images='data.images',
-             RECIPES='recipes', recipe='recipes', load_run='runs', pretrained='runs', resume='runs', train='runs')
+             RECIPES='recipes', recipe='recipes', load_run='runs', pretrained='runs', resume='runs',
+             train='runs')
 
 def __getattr__(name:str): # imported when it is used (PEP 562): `import pokegan` does no work
     if name not in _HOME: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
