@@ -110,8 +110,10 @@ def _pip(*words, **env): # raises ValueError with pip's own last word, OSError o
     if not p.returncode: return
     if f'[Errno {errno.ENOSPC}]' in p.stderr: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     said = [l for l in p.stderr.splitlines() if l.strip()] or ['it said nothing']
-    errors = [l for l in said if l.startswith('ERROR: ')] or said[-1:]
-    raise ValueError(printable(f'pip: {errors[-1].removeprefix("ERROR: ")}'))
+    errors = [l for l in said if l.startswith('ERROR: ') and 'ResolutionImpossible' not in l] or said[-1:]
+    far = re.search(r"connection broken by .*host='([^']+)'", p.stderr)
+    words = f' ({far[1]} was not reached)' if far else ''
+    raise ValueError(printable(f'pip: {errors[-1].removeprefix("ERROR: ")}{words}'))
 
 def _place(cpu:str) -> dict: # what pip is told, so that it looks nowhere else
     if '://' in cpu: return dict(PIP_INDEX_URL=cpu, PIP_EXTRA_INDEX_URL=cpu, PIP_FIND_LINKS=cpu)
@@ -174,8 +176,10 @@ done
 if [ -z "$found" ]; then echo "Python @VERSIONS@ is needed here: https://www.python.org/downloads"; exit 1; fi
 "$found" -m venv "$to/.venv"
 cd "$to"
+unset PYTHONPATH PYTHONHOME
 export PIP_CONFIG_FILE=/dev/null PIP_DISABLE_PIP_VERSION_CHECK=1
-.venv/bin/python -m pip --isolated install --no-index --find-links "$here/wheels" @ROOTS@
+echo "installing into $to, which takes some minutes ..."
+.venv/bin/python -m pip --isolated install -q --no-index --find-links "$here/wheels" @ROOTS@
 .venv/bin/python -m pokegan learn --no-open
 echo "To begin:  cd '$to' && .venv/bin/pokegan learn"
 .venv/bin/python -m pokegan workshop test
@@ -190,9 +194,11 @@ for %%v in (@VERSIONS@) do (py -%%v -c "" >nul 2>nul && set "PY=py -%%v")
 if not defined PY (python -c "import sys; sys.exit('%%d.%%d' %% sys.version_info[:2] not in '@VERSIONS@'.split())" >nul 2>nul && set "PY=python")
 if not defined PY (echo Python @VERSIONS@ is needed here: https://www.python.org/downloads& exit /b 1)
 %PY% -m venv "%TO%\\.venv" || exit /b 1
+set "PYTHONPATH="
 set "PIP_CONFIG_FILE=nul"
 set "PIP_DISABLE_PIP_VERSION_CHECK=1"
-"%TO%\\.venv\\Scripts\\python" -m pip --isolated install --no-index --find-links "%~dp0wheels" @BATROOTS@ || exit /b 1
+echo installing into %TO%, which takes some minutes ...
+"%TO%\\.venv\\Scripts\\python" -m pip --isolated install -q --no-index --find-links "%~dp0wheels" @BATROOTS@ || exit /b 1
 cd /d "%TO%"
 .venv\\Scripts\\python -m pokegan learn --no-open || exit /b 1
 echo To begin:  cd /d "%TO%" ^&^& .venv\\Scripts\\pokegan learn
