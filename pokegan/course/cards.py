@@ -20,19 +20,18 @@ import msgspec
 from msgspec import Meta
 from PIL import Image
 
-from ..compare import evaluate
 from ..core import printable, read_file, replacing
-from .exercises import Progress, PROGRESS, read_progress
+from .exercises import Progress, read_progress
 from ..data.cleaning import decode, open_header
 from ..data.images import to_image
-from ..data.records import conform, from_json, read_record, Seed, to_json, Whole
-from ..metrics.scores import Card as Protocol, Measured
+from ..data.records import conform, from_json, Seed, to_json, Whole
+from ..metrics.scores import Card as Protocol, Measured, Scores
 from ..models.recipe import to_plain
 from ..runs import load_run
 
 # %% ../../nbs/15d4_cards.ipynb #k005
-_Words, _Hash = Annotated[str, Meta(max_length=60)], Annotated[str, Meta(pattern=r'^[0-9a-f]{16,64}$')]
-_Finite = Annotated[float, Meta(ge=-1e6, le=1e6)]
+_Words = Annotated[str, Meta(max_length=60)]
+_Hash = Annotated[str, Meta(pattern=r'^[0-9a-f]{16,64}$')]
 
 class Of(msgspec.Struct): # the training pictures, without saying where they lay
     n: Whole
@@ -54,7 +53,8 @@ class ResultCard(msgspec.Struct): # card.json
     protocol: Protocol
     scores: dict[Literal['kid', 'memorised'], Measured]
 
-def _digest(values) -> str: return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+def _digest(values) -> str:
+    return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 def card_id(card:dict) -> str: # of a ResultCard
     return _digest([card[k] for k in ('values', 'data', 'seed', 'step', 'picture')])
@@ -63,26 +63,27 @@ def _pixels(im:Image.Image) -> str: return sha256(repr(im.size).encode() + im.to
 
 # %% ../../nbs/15d4_cards.ipynb #k006
 def make_card(
-    run:str|Path,           # as for `load_run`
-    out:str|Path|None=None, # a folder; default cards/NAME
-    data=None,              # as for `evaluate`
-    n:int=1024              # how many pictures are scored
+    run:str|Path,   # as for `load_run`
+    scores:Scores,  # of the run, as from `evaluate`
+    out:str|Path|None=None # a folder; default cards/NAME
 ) -> Path: # card.json; card.png lies beside it
-    "Scores a run and writes its card, signed as in progress.json here. ValueError as `evaluate`."
-    r, scores = load_run(run), evaluate(run, data, n=n)
+    "Writes the card of a run, signed as in progress.json here. ValueError where there is no run."
+    r = load_run(run)
     im = to_image(r.sample(32))
-    values = to_plain(r.recipe) | dict(start=Path(str(r.recipe.start)).name) # no folder of anybody's
+    values = to_plain(r.recipe) | dict(start=Path(str(r.recipe.start)).name) # nobody's folders
     info = {k: r.info['data'][k] for k in ('n', 'size', 'fingerprint')}
-    card = dict(schema=1, kind='pokegan card', name=read_progress()['name'], recipe=r.recipe.name[:60], values=values,
-                data=info, seed=r.info['seed'], step=r.info['step'], picture=_pixels(im),
+    card = dict(schema=1, kind='pokegan card', name=read_progress()['name'], recipe=r.recipe.name[:60],
+                values=values, data=info, seed=r.info['seed'], step=r.info['step'], picture=_pixels(im),
                 versions={k[:60]: v[:60] for k, v in r.info.get('versions', {}).items()})
     found = scores.to_dict()
-    card |= dict(protocol=found['card'], scores={k: found['scores'][k] for k in ('kid', 'memorised')})
+    two = {k: found['scores'][k] for k in ('kid', 'memorised')}
+    card |= dict(protocol=found['card'], scores=two)
     card = json.loads(json.dumps(card)) # as a reader will see it
+    text = to_json(card | dict(id=card_id(card)), ResultCard)
     out = Path(out or Path('cards')/r.folder.name)
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out/'card.png') as p: im.save(p, 'PNG')
-    with replacing(out/'card.json') as p: p.write_text(to_json(card | dict(id=card_id(card)), ResultCard), encoding='utf-8')
+    with replacing(out/'card.json') as p: p.write_text(text, encoding='utf-8')
     return out/'card.json'
 
 # %% ../../nbs/15d4_cards.ipynb #k009
@@ -94,8 +95,8 @@ def _records(folder:Path) -> Iterator[Path]: # no link is followed
         deep = len(Path(at).relative_to(folder).parts)
         folders[:] = sorted(f for f in folders if deep < DEEPEST and not f.startswith('.'))
         for name in sorted(names):
-            if (seen := seen + 1) > MOST: raise ValueError(f'{folder} holds more than {MOST} files; name a smaller folder')
-            p = Path(at)/name
+            p, seen = Path(at)/name, seen + 1
+            if seen > MOST: raise ValueError(f'{folder} holds more than {MOST} files; name a smaller one')
             if p.suffix.lower() == '.json' and not p.is_symlink(): yield p
 
 def read_picture_of(card:Path) -> Image.Image: # card: its path
@@ -126,20 +127,22 @@ def _ours(path:Path, values) -> str: # progress, card, or '' for what is others'
     return named[0] if named else ''
 
 def collect(folder:str|Path) -> Class:
-    "Reads learners' files, wherever they lie in a folder. ValueError where there is no such folder."
+    "Reads learners' files, wherever they lie in a folder. ValueError where there is none."
     folder, out, seen = Path(folder), Class(), set()
     if not folder.is_dir(): raise ValueError(f'{folder} is no folder')
     for p in _records(folder):
         try:
             data = read_file(p, LONGEST)
             values = from_json(data)
-            if not (what := _ours(p, values)) or (key := (what, data)) in seen: continue # handed in twice
+            what = _ours(p, values)
+            if not what or (what, data) in seen: continue # handed in twice
             if what == 'card': out.cards.append(_card(values, p))
             else: out.progress.append(conform(values, Progress))
-            seen.add(key)
+            seen.add((what, data))
         except (OSError, ValueError) as e:
             why = e.strerror if isinstance(e, OSError) and e.strerror else e
-            out.broken.append(printable(f'{p.relative_to(folder)}: {" ".join(str(why).split())}')[:200])
+            line = f'{p.relative_to(folder)}: {" ".join(str(why).split())}'
+            out.broken.append(printable(line)[:200])
     return out
 
 # %% ../../nbs/15d4_cards.ipynb #k014
@@ -159,8 +162,9 @@ def stuck(progress:list) -> list: # (exercise, tried by, share passed, mean trie
     tried = {}
     for p in progress:
         for k, t in p['exercises'].items():
-            if _EXERCISE.fullmatch(k) and (t['tries'] or t['passed']): tried.setdefault(k, []).append(t)
-    rows = [(k, len(ts), sum(bool(t['passed']) for t in ts)/len(ts), sum(t['tries'] for t in ts)/len(ts))
+            if _EXERCISE.fullmatch(k) and t['tries']: tried.setdefault(k, []).append(t)
+    def mean(values): return sum(values)/len(values)
+    rows = [(k, len(ts), mean([bool(t['passed']) for t in ts]), mean([t['tries'] for t in ts]))
             for k, ts in tried.items()]
     return sorted(rows, key=lambda r: (r[2], -r[3], r[0]))
 
@@ -168,7 +172,8 @@ def report(us:Class) -> str:
     "For the teacher: who passed what, and where it is hard."
     lines = [f'{len(us.progress)} learners, {len(us.cards)} cards']
     for name, p in sorted(zip(called(us.progress), us.progress), key=lambda row: row[0].casefold()):
-        done = sorted(k for k, t in p['exercises'].items() if t['passed'] and _EXERCISE.fullmatch(k))
+        passed = [k for k, t in p['exercises'].items() if t['passed']]
+        done = sorted(filter(_EXERCISE.fullmatch, passed))
         lines.append(f'{name}: {len(done)} passed{": " if done else ""}{" ".join(done)}')
     if rows := stuck(us.progress):
         lines += ['', f'{"exercise":10}{"tried by":>9}{"passed":>8}{"tries":>7}']
@@ -194,7 +199,8 @@ def _figure(name:str, c:dict, im:Image.Image) -> str:
     png = io.BytesIO()
     im.save(png, 'PNG')
     told = f"{name}: {c['recipe']}, step {c['step']:,}, seed {c['seed']}"
-    about = f"KID × 1000 {_kid(c)}; copies {_copies(c)}; data {c['data']['fingerprint']}; card {c['id']}"
+    data = c['data']['fingerprint']
+    about = f"KID × 1000 {_kid(c)}; copies {_copies(c)}; data {data}; card {c['id']}"
     return (f'<figure><img alt="32 samples by {escape(told)}" src="data:image/png;base64,'
             f'{base64.b64encode(png.getvalue()).decode()}"><figcaption>{escape(told)}<br>'
             f'<small>{escape(about)}</small></figcaption></figure>')
@@ -203,7 +209,8 @@ def _figure(name:str, c:dict, im:Image.Image) -> str:
 def _table(title:str, rows:list) -> str: # rows of texts, the first is the head
     head, *body = [''.join(f'<{tag}>{escape(v)}</{tag}>' for v in row)
                    for tag, row in zip(['th'] + ['td']*len(rows), rows)]
-    return f'<h3>{escape(title)}</h3><table>' + ''.join(f'<tr>{r}</tr>' for r in [head, *body]) + '</table>'
+    inside = ''.join(f'<tr>{r}</tr>' for r in [head, *body])
+    return f'<h3>{escape(title)}</h3><table>{inside}</table>'
 
 def leaders(cards:list) -> list: # (ResultCard, …) pairs -> [(protocol, [numbers of cards])]
     "Cards that were measured alike, the largest group first."
@@ -213,13 +220,14 @@ def leaders(cards:list) -> list: # (ResultCard, …) pairs -> [(protocol, [numbe
 
 def _boards(cards:list, names:list) -> Iterator[str]:
     for how, group in leaders(cards):
-        floor = cards[group[0]][0]['scores']
-        told = (f"{how['n_real']} real pictures ({how['data']}), {how['n_fake']} new ones, {how['extractor']}; "
-                f"real ones get KID {1000*floor['kid']['floor']:.1f} and copies {floor['memorised']['floor']:.1%}")
+        kid, copies = (cards[group[0]][0]['scores'][k]['floor'] for k in ('kid', 'memorised'))
+        told = (f"{how['n_real']} real pictures ({how['data']}), {how['n_fake']} new ones, "
+                f"{how['extractor']}; real ones get KID × 1000 {1000*kid:.1f} and copies {copies:.1%}")
         yield f'<h2>Measured alike</h2><p>{escape(told)}</p>'
         for title, key in ('Nearest to real pictures', 'kid'), ('Fewest copies', 'memorised'):
             best = sorted(group, key=lambda i: cards[i][0]['scores'][key]['value'])
-            rows = [(names[i], c['recipe'], f"{c['step']:,}", _kid(c), _copies(c)) for i in best for c in [cards[i][0]]]
+            rows = [(names[i], c['recipe'], f"{c['step']:,}", _kid(c), _copies(c))
+                    for i in best for c in [cards[i][0]]]
             yield _table(title, [('', 'recipe', 'steps', 'KID × 1000', 'copies'), *rows])
 
 def gallery(us:Class, to:str|Path):
@@ -227,7 +235,8 @@ def gallery(us:Class, to:str|Path):
     cards, names = us.cards, called([c for c, _ in us.cards])
     body = [*_boards(cards, names), '<h2>Samples, not chosen</h2><div class="all">',
             *(_figure(n, c, im) for n, (c, im) in zip(names, cards)), '</div>']
-    page = ('<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f'<meta http-equiv="Content-Security-Policy" content="{_ONLY}"><title>What we made</title>'
+    page = ('<!doctype html><html lang="en"><meta charset="utf-8"><title>What we made</title>'
+            '<meta name="viewport" content="width=device-width">'
+            f'<meta http-equiv="Content-Security-Policy" content="{_ONLY}">'
             f'<style>{_STYLE}</style><h1>What we made</h1>{"".join(body)}</html>')
     with replacing(to) as p: p.write_text(page, encoding='utf-8')

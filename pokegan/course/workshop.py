@@ -27,10 +27,13 @@ from ..core import claimed, disk_full, one_of, printable, replacing
 from ..data.records import read_record, to_json, Whole
 
 # %% ../../nbs/15d3_workshop.ipynb #w005
-_INTEL = tuple(f'manylinux_2_{k}_x86_64' for k in range(28, 4, -1)) # newest first; glibc 2.28 is of 2018
+_INTEL = tuple(f'manylinux_2_{k}_x86_64' for k in range(28, 4, -1)) # glibc 2.28 is of 2018
 TAGS = {'linux': (*_INTEL, 'manylinux2014_x86_64', 'manylinux2010_x86_64', 'manylinux1_x86_64'),
-        'windows': ('win_amd64',), 'mac': ('macosx_14_0_arm64',)} # PyTorch has no new wheels for older Macs
-_NAMES = {'linux': ('linux', 'Linux', 'posix', 'x86_64'), 'windows': ('win32', 'Windows', 'nt', 'AMD64'),
+        'windows': ('win_amd64',),
+        'mac': ('macosx_14_0_arm64',)} # for older Macs PyTorch makes no wheels
+_ASKED = 'sys_platform', 'platform_system', 'os_name', 'platform_machine'
+_NAMES = {'linux': ('linux', 'Linux', 'posix', 'x86_64'),
+          'windows': ('win32', 'Windows', 'nt', 'AMD64'),
           'mac': ('darwin', 'Darwin', 'posix', 'arm64')}
 
 def markers(
@@ -38,10 +41,10 @@ def markers(
     python:str # as in 3.11
 ) -> dict:
     "What such a computer answers when a package asks."
-    system = dict(zip(('sys_platform', 'platform_system', 'os_name', 'platform_machine'), _NAMES[seat]))
-    about = dict(python_version=python, python_full_version=f'{python}.0', implementation_version=f'{python}.0',
-                 implementation_name='cpython', platform_python_implementation='CPython')
-    return system | about | dict(platform_release='', platform_version='')
+    full = dict.fromkeys(('python_full_version', 'implementation_version'), f'{python}.0')
+    kind = dict(implementation_name='cpython', platform_python_implementation='CPython')
+    unknown = dict(platform_release='', platform_version='')
+    return dict(zip(_ASKED, _NAMES[seat])) | dict(python_version=python) | full | kind | unknown
 
 # %% ../../nbs/15d3_workshop.ipynb #w007
 @lru_cache(maxsize=4096)
@@ -52,7 +55,8 @@ def needs(wheel:Path) -> tuple: # of Requirement
         with ZipFile(wheel) as z:
             name = next(n for n in z.namelist() if re.fullmatch(r'[^/]+\.dist-info/METADATA', n))
             head = HeaderParser().parsestr(z.read(name).decode('utf-8', 'replace'))
-    except Exception as e: raise ValueError(f'{wheel} is no whole wheel ({type(e).__name__}); remove it') from None
+    except Exception as e:
+        raise ValueError(f'{wheel} is no whole wheel ({type(e).__name__}); remove it') from None
     return tuple(map(Requirement, head.get_all('Requires-Dist') or []))
 
 # %% ../../nbs/15d3_workshop.ipynb #w010
@@ -75,7 +79,8 @@ def _walk(roots, wheels, about) -> dict: # name -> (what all want of it, a wheel
             r = todo.pop()
             name = canonicalize_name(r.name)
             spec = specs[name] = specs.get(name, SpecifierSet()) & r.specifier
-            found[name] = next((p for v, p in wheels.get(name, []) if spec.contains(v, prereleases=True)), None)
+            fit = [p for v, p in wheels.get(name, []) if spec.contains(v, prereleases=True)]
+            found[name] = fit[0] if fit else None
             for extra in ('', *r.extras):
                 if not found[name] or (found[name], extra) in seen: continue
                 seen.add((found[name], extra))
@@ -106,11 +111,12 @@ _TORCH = 'torch', 'torchvision'
 
 def _pip(*words, **env): # raises ValueError with pip's own last word, OSError on a full disk
     command = [sys.executable, '-m', 'pip', *map(str, words), '-q', '--disable-pip-version-check']
-    p = subprocess.run(command, capture_output=True, encoding='utf-8', errors='replace', env=os.environ | env)
+    p = subprocess.run(command, capture_output=True, encoding='utf-8', errors='replace',
+                       env=os.environ | env)
     if not p.returncode: return
     if f'[Errno {errno.ENOSPC}]' in p.stderr: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     said = [l for l in p.stderr.splitlines() if l.strip()] or ['it said nothing']
-    errors = [l for l in said if l.startswith('ERROR: ') and 'ResolutionImpossible' not in l] or said[-1:]
+    errors = [l for l in said if l.startswith('ERROR: ') and 'ResolutionImp' not in l] or said[-1:]
     far = re.search(r"connection broken by .*host='([^']+)'", p.stderr)
     words = f' ({far[1]} was not reached)' if far else ''
     raise ValueError(printable(f'pip: {errors[-1].removeprefix("ERROR: ")}{words}'))
@@ -120,29 +126,32 @@ def _place(cpu:str) -> dict: # what pip is told, so that it looks nowhere else
     return dict(PIP_NO_INDEX='1', PIP_FIND_LINKS=Path(cpu).resolve().as_uri())
 
 def _fetcher(seat:str, python:str, cpu:str, to:Path) -> Callable: # of a list of requirements
-    fits = [f'--platform={t}' for t in TAGS[seat]]
+    fits = [f'--python-version={python}', *(f'--platform={t}' for t in TAGS[seat])]
     def get(missing, **env):
-        if missing: _pip('download', '--no-deps', '--only-binary=:all:', f'--python-version={python}', *fits,
-                         '--retries=2', '-d', to, *missing, **env)
+        if missing: _pip('download', '--no-deps', '--only-binary=:all:', '--retries=2', *fits, '-d', to,
+                         *missing, **env)
     def fetch(missing):
         apart = seat == 'linux' and cpu != PLAIN
         small = [m for m in missing if apart and re.match('[a-z-]*', m)[0] in _TORCH]
         try: get(small, **_place(cpu))
-        except ValueError as e: raise ValueError(f'{e}; say with --cpu-index where PyTorch for processors is') from None
-        if odd := [p.name for m in small for p in to.glob(f"{re.match('[a-z]*', m)[0]}-*") if '+cpu' not in p.name]:
-            raise ValueError(f'{cpu} gave {odd[0]}, which is not for processors')
+        except ValueError as e:
+            why = f'{e}; say with --cpu-index where PyTorch for processors is'
+            raise ValueError(why) from None
+        odd = [p.name for name in _TORCH for p in to.glob(f'{name}-*.whl') if '+cpu' not in p.name]
+        if apart and odd: raise ValueError(f'{cpu} gave {odd[0]}, which is not for processors')
         get([m for m in missing if m not in small])
     return fetch
 
 # %% ../../nbs/15d3_workshop.ipynb #w018
+_NOT_OURS = 'RECORD', 'INSTALLER', 'REQUESTED', 'direct_url.json' # written by the installer
+
 def _remake(name:str, to:Path) -> Path: # the wheel of an installed package
     own, rows = distribution(name), []
     wheel = to/f"{name.replace('-', '_')}-{own.version}-py3-none-any.whl"
     with ZipFile(wheel, 'w', ZIP_DEFLATED) as z:
         for f in own.files or ():
-            if '..' in f.parts or f.suffix == '.pyc' or f.name in ('RECORD', 'INSTALLER', 'REQUESTED', 'direct_url.json'):
-                if f.name == 'RECORD': record = f.as_posix()
-                continue
+            if f.name == 'RECORD': record = f.as_posix()
+            if '..' in f.parts or f.suffix == '.pyc' or f.name in _NOT_OURS: continue
             data = f.locate().read_bytes()
             z.writestr(f.as_posix(), data)
             check = urlsafe_b64encode(sha256(data).digest()).rstrip(b'=').decode()
@@ -157,7 +166,8 @@ def own_wheel(
     root = Path(str(files('pokegan'))).parent
     if not (root/'pyproject.toml').exists(): return _remake('pokegan', to)
     with tempfile.TemporaryDirectory() as t:
-        for name in 'pokegan', 'nbs': shutil.copytree(root/name, Path(t)/name, ignore=shutil.ignore_patterns('__pycache__', '.*'))
+        left = shutil.ignore_patterns('__pycache__', '.*')
+        for name in 'pokegan', 'nbs': shutil.copytree(root/name, Path(t)/name, ignore=left)
         for name in 'pyproject.toml', 'README.md', 'LICENSE': shutil.copy(root/name, t)
         _pip('wheel', '--no-deps', '--no-build-isolation', '-w', to, t)
     return max(to.glob('pokegan-*.whl'), key=lambda p: p.stat().st_mtime)
@@ -170,10 +180,10 @@ here=$(cd "$(dirname "$0")" && pwd)
 to=${1:-$HOME/pokegan-course}
 found=
 for python in @NAMES@ python3 python; do
-  if "$python" -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] not in "@VERSIONS@".split())' 2>/dev/null
-  then found=$python; break; fi
+  if "$python" -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] not in "@VERSIONS@".split())' \
+     2>/dev/null; then found=$python; break; fi
 done
-if [ -z "$found" ]; then echo "Python @VERSIONS@ is needed here: https://www.python.org/downloads"; exit 1; fi
+if [ -z "$found" ]; then echo "Python @VERSIONS@ is needed: https://www.python.org/downloads"; exit 1; fi
 "$found" -m venv "$to/.venv"
 cd "$to"
 unset PYTHONPATH PYTHONHOME
@@ -191,15 +201,17 @@ set "TO=%~1"
 if "%TO%"=="" set "TO=%USERPROFILE%\\pokegan-course"
 set "PY="
 for %%v in (@VERSIONS@) do (py -%%v -c "" >nul 2>nul && set "PY=py -%%v")
-if not defined PY (python -c "import sys; sys.exit('%%d.%%d' %% sys.version_info[:2] not in '@VERSIONS@'.split())" >nul 2>nul && set "PY=python")
-if not defined PY (echo Python @VERSIONS@ is needed here: https://www.python.org/downloads& exit /b 1)
+set "ASK=import sys; sys.exit('%%d.%%d' %% sys.version_info[:2] not in '@VERSIONS@'.split())"
+if not defined PY (python -c "%ASK%" >nul 2>nul && set "PY=python")
+if not defined PY (echo Python @VERSIONS@ is needed: https://www.python.org/downloads& exit /b 1)
 %PY% -m venv "%TO%\\.venv" || exit /b 1
 set "PYTHONPATH="
 set "PIP_CONFIG_FILE=nul"
 set "PIP_DISABLE_PIP_VERSION_CHECK=1"
 echo installing into %TO%, which takes some minutes ...
-"%TO%\\.venv\\Scripts\\python" -m pip --isolated install -q --no-index --find-links "%~dp0wheels" @BATROOTS@ || exit /b 1
-cd /d "%TO%"
+cd /d "%TO%" || exit /b 1
+.venv\\Scripts\\python -m pip --isolated install -q --no-index --find-links "%~dp0wheels" @BATROOTS@
+if errorlevel 1 exit /b 1
 .venv\\Scripts\\python -m pokegan learn --no-open || exit /b 1
 echo To begin:  cd /d "%TO%" ^&^& .venv\\Scripts\\pokegan learn
 .venv\\Scripts\\python -m pokegan workshop test
@@ -209,7 +221,7 @@ START = '''pokegan @VERSION@, for seats without a network
 Linux, macOS    open a terminal in this folder:  sh install.sh
 Windows         open a terminal in this folder:  install.bat
 
-Each takes a minute or two, and ends with a test of the seat. A folder may be named: sh install.sh FOLDER.
+Each takes some minutes, and ends with a test of the seat. A folder may be named: sh install.sh FOLDER
 Python (@VERSIONS@) must be there already: https://www.python.org/downloads
 
 @SIZES@
@@ -240,7 +252,8 @@ def version_here() -> str: # of this package
     return pokegan.__version__
 
 def _whole(out:Path, wheels:dict) -> bool: # are all there, in their length?
-    return bool(wheels) and all((p := out/'wheels'/k).is_file() and p.stat().st_size == n for k, n in wheels.items())
+    def right(p, n): return p.is_file() and p.stat().st_size == n
+    return bool(wheels) and all(right(out/'wheels'/k, n) for k, n in wheels.items())
 
 # %% ../../nbs/15d3_workshop.ipynb #w024
 def _sizes(info:dict) -> dict: # seat -> MB; all: what lies on the stick
@@ -249,7 +262,7 @@ def _sizes(info:dict) -> dict: # seat -> MB; all: what lies on the stick
 
 def _write(out:Path, info:dict):
     "What depends on which seats are whole: pack.json, the scripts, START.txt."
-    pythons = sorted({k.split('-')[1] for k in info['seats']}, key=lambda v: int(v[2:]), reverse=True)
+    pythons = sorted({k.split('-')[1] for k in info['seats']}, key=lambda v: -int(v[2:]))
     words = {'@VERSION@': info['version'], '@VERSIONS@': ' '.join(pythons),
              '@NAMES@': ' '.join(f'python{v}' for v in pythons),
              '@ROOTS@': ' '.join(f"'{r}'" for r in info['roots']),
@@ -263,7 +276,7 @@ def _write(out:Path, info:dict):
     with replacing(out/'pack.json') as p: p.write_text(to_json(info, Packed), encoding='utf-8')
 
 # %% ../../nbs/15d3_workshop.ipynb #w025
-def _pack_one(out:Path, own:Path, roots:list, seat:str, python:str, cpu:str) -> dict: # wheel -> bytes
+def _pack_one(out, own, roots, seat, python, cpu) -> dict: # wheel -> bytes
     aside = out/'wheels'/f'.{seat}-{python}'
     aside.mkdir(parents=True, exist_ok=True) # what an earlier, stopped one has fetched is used
     shutil.copy(own, aside)
@@ -288,7 +301,8 @@ def pack(
     out, roots = Path(out), list(roots)
     pythons = pythons or (f'{sys.version_info[0]}.{sys.version_info[1]}',)
     for s in seats: one_of('seats', s, tuple(TAGS))
-    if odd := [v for v in pythons if not re.fullmatch(r'3\.\d\d?', v)]: raise ValueError(f'python is {odd[0]!r}; say 3.11')
+    odd = [v for v in pythons if not re.fullmatch(r'3\.\d\d?', v)]
+    if odd: raise ValueError(f'python is {odd[0]!r}; say 3.11')
     _look(out, roots) # raises before anything is written
     failed = []
     with claimed(out), tempfile.TemporaryDirectory() as t:
@@ -302,7 +316,8 @@ def pack(
                 try: info['seats'][key] = wheels = _pack_one(out, own, roots, seat, python, cpu)
                 except ValueError as e: failed.append(f'{key}: {e}'); say(failed[-1]); continue
                 _write(out, info)
-                say(f'{key}: {len(wheels)} wheels, {_sizes(info)[key]:.0f} MB, {time.perf_counter() - began:.0f} s')
+                took = time.perf_counter() - began
+                say(f'{key}: {len(wheels)} wheels, {_sizes(info)[key]:.0f} MB, {took:.0f} s')
             _tidy(out, own, info)
         except OSError as e:
             disk_full(e, out)
@@ -319,20 +334,21 @@ def _tidy(out:Path, own:Path, info:dict): # our newest wheel for all, and nothin
     _write(out, info)
 
 # %% ../../nbs/15d3_workshop.ipynb #w029
-KNOWN = 900.  # images a second of the ten steps, where the seconds below were measured: nbs/course.toml
+KNOWN = 900.  # images a second of the ten steps, where the seconds of nbs/course.toml were measured
 RUN = {'00': 46, '03': 41}
 ROOM = 2e9, 1e9 # bytes of memory and of disk that should be free
 
-def _python() -> str: return f'{sys.version.split()[0]}, with pokegan {version_here()} and PyTorch {version("torch")}'
+def _python() -> str:
+    return f'{sys.version.split()[0]}, with pokegan {version_here()} and PyTorch {version("torch")}'
 
 def _memory() -> str:
     free = psutil.virtual_memory().available
-    if free < ROOM[0]: raise ValueError(f'only {free/1e9:.1f} GB free; close browsers, or share a seat')
+    if free < ROOM[0]: raise ValueError(f'only {free/1e9:.1f} GB free; close programs, or share')
     return f'{free/1e9:.1f} GB free'
 
 def _disk() -> str:
     free = shutil.disk_usage('.').free
-    if free < ROOM[1]: raise ValueError(f'only {free/1e9:.1f} GB free here; empty the bin, or use another disk')
+    if free < ROOM[1]: raise ValueError(f'only {free/1e9:.1f} GB free here; empty the bin')
     return f'{free/1e9:.1f} GB free'
 
 def _picture() -> str:
@@ -352,7 +368,7 @@ def _steps() -> str:
         trainer.one_step()
     rate = 10*r.batch/(time.perf_counter() - began)
     told = ', '.join(f'lesson {k} in {s*KNOWN/rate/60:.1f} minutes' for k, s in RUN.items())
-    if rate < KNOWN/10: raise ValueError(f'{rate:.0f} images a second, {told}: share with a neighbour')
+    if rate < KNOWN/10: raise ValueError(f'{rate:.0f} images a second, {told}: share a seat')
     return f'{rate:.0f} images a second: {told}'
 
 # %% ../../nbs/15d3_workshop.ipynb #w030
@@ -367,7 +383,8 @@ def _kernel() -> str:
     manager, client = start_new_kernel(startup_timeout=60)
     def hear(m):
         if m['msg_type'] == 'stream': out.append(m['content']['text'])
-    try: client.execute_interactive('import pokegan; print(pokegan.__version__)', timeout=60, output_hook=hear)
+    code = 'import pokegan; print(pokegan.__version__)'
+    try: client.execute_interactive(code, timeout=60, output_hook=hear)
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
@@ -379,8 +396,8 @@ def _lessons() -> str:
     from pokegan.course.lessons import lessons
     return f'{len(lessons())} in the package; your copies: pokegan learn'
 
-CHECKS = {'Python': _python, 'memory': _memory, 'disk': _disk, 'lessons': _lessons, 'pictures': _picture,
-          'training': _steps, 'JupyterLab': _lab, 'a notebook': _kernel}
+CHECKS = {'Python': _python, 'memory': _memory, 'disk': _disk, 'lessons': _lessons,
+          'pictures': _picture, 'training': _steps, 'JupyterLab': _lab, 'a notebook': _kernel}
 
 def seat_lines() -> Iterator[tuple]: # (is it well?, a line), as they are found
     "What is ready on this computer, and what to do where it is not."
