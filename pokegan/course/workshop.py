@@ -334,7 +334,7 @@ def _tidy(out:Path, own:Path, info:dict): # our newest wheel for all, and nothin
     _write(out, info)
 
 # %% ../../nbs/15d3_workshop.ipynb #w029
-KNOWN = 900.  # images a second of the ten steps, where the seconds of nbs/course.toml were measured
+KNOWN = 850.  # images a second of the ten steps, where the seconds of nbs/course.toml were measured
 RUN = {'00': 46, '03': 41}
 ROOM = 2e9, 1e9 # bytes of memory and of disk that should be free
 
@@ -351,6 +351,8 @@ def _disk() -> str:
     if free < ROOM[1]: raise ValueError(f'only {free/1e9:.1f} GB free here; empty the bin')
     return f'{free/1e9:.1f} GB free'
 
+
+# %% ../../nbs/15d3_workshop.ipynb #w29b
 def _picture() -> str:
     from pokegan.runs import load_run
     began = time.perf_counter()
