@@ -110,7 +110,7 @@ CPU, PLAIN = 'https://download.pytorch.org/whl/cpu', 'plain'
 _TORCH = 'torch', 'torchvision'
 
 def _pip(*words, **env): # raises ValueError with pip's own last word, OSError on a full disk
-    command = [sys.executable, '-m', 'pip', *map(str, words), '-q', '--disable-pip-version-check']
+    command = [sys.executable, '-m', 'pip', *map(str, words), '-q', '--no-color']
     p = subprocess.run(command, capture_output=True, encoding='utf-8', errors='replace',
                        env=os.environ | env)
     if not p.returncode: return
@@ -382,7 +382,8 @@ def _kernel() -> str:
     try: from jupyter_client.manager import start_new_kernel
     except ImportError: raise ValueError('no Jupyter; pip install "pokegan[course]"') from None
     began, out = time.perf_counter(), []
-    manager, client = start_new_kernel(startup_timeout=60)
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    manager, client = start_new_kernel(startup_timeout=60, **quiet)
     def hear(m):
         if m['msg_type'] == 'stream': out.append(m['content']['text'])
     code = 'import pokegan; print(pokegan.__version__)'
