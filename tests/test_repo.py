@@ -26,6 +26,7 @@ ALLOW = {'02a_cleaning': 268,            # one picture of any kind, and the repo
          '01c_bodies': 460,              # and eight body plans with four builds each
          '17_cli': 288,                  # a function for each command
          '15d3_workshop': 270,           # wheels for another computer, the stick, and the test of a seat
+         '15d3_workshop': 271,           # wheels for another computer, the stick, and the test of a seat
          '17_cli': 320,                  # a function for each command
          '05_training': 292}             # the trainer, to be read on one page, and its two games
 TALL = {'05_training'}                   # its cell is that page

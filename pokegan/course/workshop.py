@@ -289,6 +289,7 @@ def _pack_one(out, own, roots, seat, python, cpu) -> dict: # wheel -> bytes
     shutil.rmtree(aside, ignore_errors=True)
     return sizes
 
+# %% ../../nbs/15d3_workshop.ipynb #w25b
 def pack(
     out:str|Path,     # a new folder, or one that was packed before
     seats:tuple=tuple(TAGS),
