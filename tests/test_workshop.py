@@ -278,6 +278,22 @@ def test_a_card_fits_its_picture_or_is_left_out(tmp_path):
     assert 'its id does not fit' in ' '.join(us.broken) and 'too many pixels' in ' '.join(us.broken)
 
 
+def test_numbers_and_brackets_without_end_are_left_out(tmp_path):
+    good = json.loads(card(tmp_path/'good').read_text(encoding='utf-8'))
+    deep = json.loads('[' * 400 + ']' * 400)
+    for k, v in dict(kid=10**400, lots=1e300).items():
+        card(tmp_path/k, kid=v)
+    card(tmp_path/'protocol', protocol=good['protocol'] | dict(n_real=10**100))
+    card(tmp_path/'words', protocol=good['protocol'] | dict(resize='x' * 1000))
+    card(tmp_path/'one', scores=dict(kid=good['scores']['kid']))
+    card(tmp_path/'deep', values=dict(a=deep), step=8)
+    many = json.dumps(good).replace('{"lr": 0.001}', '{"a": ' + '[' * 2000 + ']' * 2000 + '}')
+    hand_in(tmp_path/'brackets', many, 'card.json')
+    us = collect(tmp_path)
+    gallery(us, tmp_path/'page.html')
+    assert len(us.cards) == 2 and len(us.broken) == 6, us.broken
+
+
 def test_the_page_runs_nothing_and_shows_letters_as_letters(tmp_path):
     evil = '"><script>alert(1)</script>'
     card(tmp_path/'class/a', name=evil, recipe=evil)
