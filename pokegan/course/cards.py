@@ -196,7 +196,8 @@ _STYLE = ('body{font:16px/1.4 system-ui,sans-serif;max-width:60rem;margin:2rem a
           '.all{display:grid;grid-template-columns:repeat(auto-fill,minmax(17rem,1fr));gap:1rem}'
           'figure{margin:0}img{width:100%;image-rendering:pixelated}'
           'table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .8rem;text-align:right}'
-          'td:first-child,th:first-child{text-align:left;overflow-wrap:anywhere}th{white-space:nowrap}small{color:#555}')
+          'td:first-child,th:first-child{text-align:left;overflow-wrap:anywhere}'
+          'th{white-space:nowrap}small{color:#555}')
 _ONLY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 def _kid(c:dict) -> str:
