@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['app', 'RANK', 'ClickException', 'Opt', 'Arg', 'SOURCE', 'RUN', 'FEATURES', 'TRUNCATION', 'RunFolder', 'Device',
            'Features', 'Truncation', 'Psi', 'Best', 'Step', 'RECIPE', 'STOP', 'START', 'LABEL', 'KIND', 'LIKE',
-           'BACKGROUND', 'MOST_ROWS', 'FILM', 'BETWEEN', 'LICENCE', 'Limits', 'Licence', 'Trainable', 'FOLDER',
-           'prepared_name', 'data_command', 'recipes_command', 'one_line', 'Shown', 'Patient', 'signals_end', 'main',
-           'again', 'tell', 'train_command', 'rows_like', 'sample_command', 'walk_command', 'film_command',
-           'evaluate_command', 'compare_command', 'doctor_command', 'publish_command', 'push_command', 'play_command',
-           'learn_command']
+           'BACKGROUND', 'MOST_ROWS', 'FILM', 'BETWEEN', 'LICENCE', 'Limits', 'Licence', 'Trainable', 'FOLDER', 'SEATS',
+           'PYTHONS', 'INDEX', 'KIT', 'workshop', 'prepared_name', 'data_command', 'recipes_command', 'one_line',
+           'Shown', 'Patient', 'signals_end', 'main', 'again', 'tell', 'train_command', 'rows_like', 'sample_command',
+           'walk_command', 'film_command', 'evaluate_command', 'compare_command', 'doctor_command', 'publish_command',
+           'push_command', 'play_command', 'learn_command', 'workshop_pack', 'workshop_test', 'workshop_card',
+           'workshop_collect']
 
 # %% ../nbs/17_cli.ipynb #c004
 import json, os, signal, sys
@@ -462,3 +463,61 @@ def learn_command(
     notebook = learn(lesson, to)
     print(f'{notebook} is yours to change')
     if open and (code := open_jupyter(notebook)): raise typer.Exit(code)
+
+# %% ../nbs/17_cli.ipynb #work1
+SEATS = 'kinds of seats, with commas between: linux, windows, mac'
+PYTHONS = 'versions on the seats, as in 3.11,3.12; default the one that runs this'
+INDEX = 'where PyTorch for Linux without NVIDIA is: an address, a folder; or plain'
+KIT = "The instructor's kit: the day before, and what comes back."
+workshop = typer.Typer(rich_markup_mode=None, help=KIT)
+app.add_typer(workshop, name='workshop')
+
+def _listed(text:str) -> tuple: return tuple(w.strip() for w in text.split(',') if w.strip())
+
+@workshop.command('pack')
+def workshop_pack(
+    out: Annotated[Path, Opt(help='a new folder, as on a stick; name it again to go on')],
+    seats: Annotated[str, Opt(help=SEATS)] = 'linux,windows,mac',
+    python: Annotated[str, Opt(help=PYTHONS)] = '',
+    cpu_index: Annotated[str, Opt(help=INDEX)] = 'https://download.pytorch.org/whl/cpu',
+):
+    "Everything that seats need, to install without a network."
+    from pokegan.course.workshop import pack
+    if pack(out, _listed(seats), _listed(python), cpu_index): raise typer.Exit(1)
+
+@workshop.command('test')
+def workshop_test():
+    "Is this seat ready? A line for each check; ends with 1 where something is missing."
+    from pokegan.course.workshop import seat_lines
+    bad = 0
+    for well, line in seat_lines():
+        print(line, flush=True)
+        bad += not well
+    print('This seat is ready.' if not bad else f'To do: {bad}.')
+    if bad: raise typer.Exit(1)
+
+# %% ../nbs/17_cli.ipynb #work2
+@workshop.command('card')
+def workshop_card(
+    run: RunFolder,
+    out: Annotated[Path|None, Opt(help='a folder; default cards/NAME')] = None,
+    data: Annotated[str|None, Opt(help=f'real images: {SOURCE}; default those of the run')] = None,
+    n: Annotated[int, Opt(help='how many new images are scored', min=16)] = 1024,
+):
+    "Hand in a result: its scores, 32 samples, and all that is needed to make it again."
+    from pokegan.course.cards import make_card
+    made = make_card(run, pokegan.evaluate(run, data, n=n), out)
+    print(f'{made} and the picture beside it are your card; hand in both')
+
+@workshop.command('collect')
+def workshop_collect(
+    folder: Annotated[Path, Arg(help="of learners' files, wherever they lie in it")],
+    out: Annotated[Path|None, Opt(help='also write a page of all cards, as in class.html')] = None,
+):
+    "Who passed what, where the class is stuck, and a page of all results."
+    from pokegan.course.cards import collect, gallery, report
+    us = collect(folder)
+    print(report(us))
+    if not out: return
+    gallery(us, out)
+    print(f'{out} shows {len(us.cards)} cards; open it in a browser')
