@@ -298,9 +298,12 @@ def audit(
     sizes.scatter(widths, heights, s=6, alpha=.3, color='#4878a8')
     sizes.set_title('original width and height', fontsize=9)
     sizes.tick_params(labelsize=9)
+    sizes.locator_params(nbins=4, integer=True)
     _bars(bars[0], Counter(r.mode for r in rows), 'pixel format')
     _bars(bars[1], Counter(r.paper for r in rows), 'background')
-    _bars(bars[2], Counter(images.labels.get(column, [])), f'label: {column}')
+    counted = Counter(images.labels.get(column, []))
+    if counted: _bars(bars[2], counted, f'label: {column}')
+    else: bars[2].axis('off') # nothing to balance
     return fig
 
 # %% ../../nbs/08d_coverage.ipynb #cnum
