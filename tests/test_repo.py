@@ -18,7 +18,7 @@ EXPORTED, EXPORTED_CELL = 200, 40        # logical lines that a lesson exports, 
 ALLOW = {'02a_cleaning': 268,            # one picture of any kind, and the report of all
          '02b_download': 226,            # what a network may do, and an archive
          '02c_gather': 238,              # files wherever they lie, and their labels
-         '02e_data': 208,                # one store for every picture
+         '02e_data': 212,                # one store for every picture
          '06a_callbacks': 240,           # whole files, and all that is shown of a training
          '09c_recipe': 206,              # all questions that a game answers
          '15a2_runs': 225,               # train, resume, and what both ask before they begin
