@@ -135,11 +135,14 @@ def _pictures(info): return info['data']['n']
 def _timed(info): # share of its minutes that is used up; 0 where the budget is another
     return info.get('seconds', 0)/60/(info.get('budget', {}).get('minutes') or math.inf)
 @_sign
+def _odds(recipe): # 1: a logit of D is log-odds of one verdict, as under cross-entropy
+    return float(getattr(recipe, 'loss', '') == 'bce')
+@_sign
 def _mistaken(log): # share of pictures that D calls wrongly
     return _less(1., _late(log, '/acc'))
 @_sign
 def _lead(log): # how much higher D's logit is for reals
-    return _less(_late(log, '/real'), _late(log, '/fake'))
+    return _less(_late(log, 'D/real'), _late(log, 'D/fake')) # of one move, not of two in turn
 @_sign
 def _swing(log): # how much D's logit for reals changes from row to row
     rows = [{'/swing': abs(b['D/real']-a['D/real']), 'step': b['step']}
@@ -231,7 +234,7 @@ CONDITIONS = (
     Condition('learning rate too high', (('broken', '>', .5),),
         'a loss or a weight is not a number any more', 'losses.png', '05_training', _AGAIN,
         (('lr', lambda v: v/10),)),
-    Condition('learning rate too high', (('swing', '>', 2.5), ('steps', '>', 60)),
+    Condition('learning rate too high', (('odds', '>', .5), ('swing', '>', 2.5), ('steps', '>', 60)),
         'what D says of real pictures changes by {swing:.1f} from row to row of the log: '
         'each step undoes the last', 'losses.png: losses, logits of D', '05_training', _AGAIN,
         (('lr', lambda v: v/10),)),
@@ -260,16 +263,16 @@ CONDITIONS = (
     Condition('checkerboard', (('checkers', '>', .08),),
         'patterns that repeat every other pixel have an amplitude of {checkers:.2f}',
         'the last of samples/, enlarged', '02f_convolutions', _AGAIN, (('resize', True),)),
-    Condition('D has won', (('mistaken', '<', .04),),
+    Condition('D has won', (('odds', '>', .5), ('mistaken', '<', .04)),
         'D is wrong about {mistaken:.1%} of all pictures, and G has little left to follow',
         'losses.png: D is right', '04_losses', _MORE),
-    Condition('D too weak', (('lead', '<', .15),),
+    Condition('D too weak', (('odds', '>', .5), ('lead', '<', .15)),
         'D gives real pictures {lead:.2f} more than new ones, and cannot show G the way',
         'losses.png: logits of D', '04_losses', _AGAIN, (('d_rounds', 2),)),
     Condition('range mismatch', (('noted', '>', .5),),
         'the training saw reals in another range than G paints in', 'run.json: notes', '02e_data',
         'data {data} --size {size}'),
-    Condition('range mismatch', (('darkest', '>', .55),),
+    Condition('range mismatch', (('darkest', '>', .68),),
         'the darkest new values are {darkest:.2f} above the darkest real ones', 'the last of samples/',
         '02e_data', 'data {data} --size {size}'),
     Condition('colours drift', (('tinted', '>', .1),),
@@ -321,4 +324,5 @@ def examine(
     held = {}
     for c in CONDITIONS:
         if beyond := matches(c, signs): held.setdefault(c.name, _fill(c, e, signs, beyond))
+    if not signs['odds']: e.missing.append('what D says, for its loss is not cross-entropy')
     return Diagnosis(Path(folder), tuple(held.values()), signs, tuple(e.missing))

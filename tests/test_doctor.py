@@ -84,6 +84,17 @@ def test_the_second_half_of_a_log_counts():
     assert look('swing', log=log) == pytest.approx((97 + 2 + 3)/3)
 
 
+def test_what_d_says_is_judged_where_its_logits_are_odds():
+    assert look('odds', recipe=recipe('dcgan-quick')) == 1
+    assert [look('odds', recipe=recipe(k)) for k in ('wgan-gp', 'projected-quick', 'aegan')] == [0, 0, 0]
+    apart = [{'step': 10, 'D_real/real': 1, 'D_fake/fake': 3, 'D_real/acc': 1.}]
+    assert look('lead', log=apart) is None and look('mistaken', log=apart) == 0
+    wild = dict(swing=9., steps=300, mistaken=0., lead=-1.)
+    named = {c.name for c in CONDITIONS if matches(c, dict.fromkeys(SIGNS) | wild | dict(odds=1.))}
+    assert named == {'learning rate too high', 'D has won', 'D too weak'}
+    assert not [c for c in CONDITIONS if matches(c, dict.fromkeys(SIGNS) | wild | dict(odds=0.))]
+
+
 def test_what_is_missing_is_none_and_no_rule_holds(images):
     e = Evidence(None, {'step': 300, 'data': dict(n=500)}, None, [])
     signs = {k: f(e) for k, f in SIGNS.items()}
