@@ -108,11 +108,11 @@ def wait(ready, seconds, tell):
 
 
 def ran(page) -> bool:
-    """Run All Cells is over: the last code cell has a number.
+    """Run All Cells is over: the last code cell that is not folded has a number.
     Where JupyterLab asks which kernel, its proposal is taken."""
     accept = page.locator('.jp-Dialog .jp-mod-accept')
     if accept.count(): accept.first.click()
-    prompts = page.locator('.jp-CodeCell .jp-InputPrompt').all_inner_texts()
+    prompts = [t for t in page.locator('.jp-CodeCell .jp-InputPrompt').all_inner_texts() if t.strip()]
     wrong = page.locator('.jp-RenderedText', has_text='Traceback (most recent call last)')
     if wrong.count(): pytest.fail(wrong.first.inner_text())
     return bool(prompts) and prompts[-1].strip('[]: \n').isdigit()
