@@ -238,7 +238,7 @@ def test_painting_teaches_G_pictures_from_codes_and_is_repeated_by_a_seed():
     def error(nets): # between pictures, and what G makes of their codes
         z = nets['codes'].latents(nets['codes'].told(torch.arange(60)), rng())
         return (run_eval(nets['G'], z) - to_float(images.x)).square().mean().item()
-    painted = begun(40)
+    painted, again = begun(40), begun(40)['G'].state_dict()
     assert error(painted) < .5*error(begun(0))
-    for k, v in painted['G'].state_dict().items(): assert torch.equal(v, begun(40)['G'].state_dict()[k])
+    for k, v in painted['G'].state_dict().items(): assert torch.equal(v, again[k])
     assert not torch.equal(begun(3, 1)['G'].rgb[0].weight, begun(3)['G'].rgb[0].weight)
