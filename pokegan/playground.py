@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .core import plain_torch, read_file, replacing, replacing_folder, while_still
+from .core import may_be_replaced, plain_torch, read_file, replacing, replacing_folder
 from .runs import load_run, Run
 
 # %% ../nbs/16c_playground.ipynb #c011
@@ -175,8 +175,7 @@ def play(
     return out
 
 def _play_folder(run, out, likeness):
-    def ours(out): return (out/'ort.wasm.bin').exists() or not out.exists()
-    if not while_still(out, lambda out: ours(out) or out.is_dir() and not any(out.iterdir())):
+    if not may_be_replaced(out, lambda out: (out/'ort.wasm.bin').exists()):
         raise ValueError(f'{out} holds something else; name a new folder')
     parts = page_parts(run, likeness)
     with replacing_folder(out) as new:

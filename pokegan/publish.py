@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .core import check_free, printable, replacing_folder, while_still
+from .core import check_free, may_be_replaced, printable, replacing_folder
 from .data.images import to_uint8
 from .data.records import read_record, RunInfo
 from .training.callbacks import save_png
@@ -228,7 +228,7 @@ def publish(
     if run.folder.resolve() in out.resolve().parents:
         raise ValueError(f'{out} lies within the run; name a folder outside of it')
     def ours(out): return (out/'run.json').exists() and 'published' in read_info(out)
-    if not while_still(out, lambda out: ours(out) or not out.exists() or not any(out.iterdir())):
+    if not may_be_replaced(out, ours):
         raise ValueError(f'{out} holds something else; name a new folder')
     tensors, facts = _round_weights(run, trainable)
     info = _published_info(run, facts, which, limits, licence)

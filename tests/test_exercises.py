@@ -1,5 +1,5 @@
 "Every exercise of every lesson goes through `check`, away from its answer; and what `check` itself does."
-import importlib.util, json, re
+import json, re, sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,8 @@ from pokegan.course.exercises import assess, check, choice, EXERCISES, exercise,
 from pokegan.course.exercises import numbers, PROGRESS, read_progress, sign, truth, whole
 
 ROOT = Path(__file__).resolve().parent.parent
-spec = importlib.util.spec_from_file_location('sync', ROOT/'tools/sync.py')
-sync = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sync)
+sys.path.insert(0, str(ROOT/'tools'))
+import sync  # noqa: E402
 
 
 def parts(path: Path) -> tuple: # (text of all, code cells) from the heading Exercises on

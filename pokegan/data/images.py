@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core import printable, replacing_folder, while_still
+from ..core import may_be_replaced, printable, replacing_folder
 from .cleaning import colour, FITS, Report
 from .download import source_help, SOURCES
 from .files import choose, read_csv, some_of, write_csv
@@ -164,8 +164,7 @@ def save(
 ) -> Path: # the folder
     "Write aside, then rename. Raises ValueError for a folder that holds something else."
     to = Path(to)
-    def ours(to): return (to/'prepared.json').exists() or not to.exists()
-    if not while_still(to, lambda to: ours(to) or to.is_dir() and not any(to.iterdir())):
+    if not may_be_replaced(to, lambda to: (to/'prepared.json').exists()):
         raise ValueError(f'{to} holds something else than a prepared set; choose a new folder')
     with replacing_folder(to) as new: _write_prepared(self, new)
     return to
