@@ -8,7 +8,7 @@ import torch
 
 from pokegan.course import exercises
 from pokegan.course.exercises import assess, check, choice, EXERCISES, exercise, expect, hint, NotYet, number
-from pokegan.course.exercises import numbers, PROGRESS, read_progress, sign, truth, whole
+from pokegan.course.exercises import numbers, predict, PROGRESS, read_progress, reveal, sign, truth, whole
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
@@ -39,7 +39,35 @@ def test_an_exercise_is_asked_checked_and_tried_and_its_answer_is_not_in_its_cel
         if 'check(' in t: assert 'assert' not in t and 'is not None' not in t and len(t.split('\n')) <= 9, t
 
 
-# ---- what `check` does ----
+@pytest.mark.parametrize('path', sync.of(sync.PATHS['The core']), ids=lambda p: p.stem)
+def test_a_core_lesson_lets_predict_twice_and_asks_quick_questions(path):
+    n, code = sync.number(path), '\n'.join(sync.sources(path, 'code'))
+    stops = re.findall(r"^predict\('([^']+)', None", code, re.M)
+    assert stops == [f'{n}.{c}' for c in 'abcdef'[:len(stops)]] and len(stops) >= 2
+    for s in stops: assert code.index(f"predict('{s}'") < code.index(f"reveal('{s}'")
+    asked, = [t for t in sync.sources(path, 'markdown') if t.startswith('## Quick questions\n')]
+    questions = re.split(r'^\*\*\d\.\*\* ', asked, flags=re.M)[1:]
+    assert len(questions) == 3
+    for q in questions:
+        folds = re.findall(r'^<details><summary>(.+?)</summary>(Yes|No)[:.] .+</details>$', q, re.M)
+        assert 2 <= len(folds) <= 4 and [said for _, said in folds].count('Yes') == 1, q
+
+
+# ---- predicting, and what `check` does ----
+
+@pytest.mark.parametrize('given, words, came, said', [
+    (None, (), .27, 'put a number in the place of None|it is 0.27'),
+    (.3, (), torch.tensor(.27), 'you expect 0.3|you expected 0.3, and it is 0.27. Well predicted'),
+    (3, (), .27, 'you expect 3|you expected 3, and it is 0.27'),
+    ('UP', ('up', 'down'), 'up', 'you expect up|you expected up, and it is up. Well predicted'),
+    ('\x1b[2J', ('up', 'down'), 'up', "choose one of 'up', 'down'|it is up"),
+    ('many', (), 3, 'one number is asked for, and this is a str|it is 3')])
+def test_what_is_expected_stands_beside_what_came(capsys, given, words, came, said):
+    predict('t.a', .5)
+    predict('t.a', given, *words) # anew: the first guess is forgotten
+    reveal('t.a', came)
+    assert capsys.readouterr().out.split('\n')[1:] == [f't.a: {s}' for s in said.split('|')] + ['']
+
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):

@@ -435,7 +435,8 @@ def test_a_run_that_is_removed_while_it_trains(tmp_path):
     os.rename(tmp_path/'r', tmp_path/'elsewhere')
     said = p.communicate(timeout=120)[1]
     last = said.strip().splitlines()[-1]
-    assert p.returncode == 2 and last.startswith('pokegan: r') and 'No such file or directory' in last
+    assert p.returncode == 2 and last.startswith('pokegan: r')
+    assert re.search('[Nn]o such (file|folder)', last), last # it depends on which file was to be written next
     assert 'Traceback' not in said and not (tmp_path/'r').exists()
     assert load_run(tmp_path/'elsewhere').info['step'] == 0
 

@@ -37,7 +37,7 @@ installed()
 import torch
 print("device:", torch.cuda.get_device_name() if torch.cuda.is_available()
       else f"CPU, {{torch.get_num_threads()}} threads")
-from pokegan.course.exercises import check, hint
+from pokegan.course.exercises import check, hint, predict, reveal
 from pokegan.training.live import lesson_cells
 RUN_LONG = lesson_cells()  # True: cells that take minutes, or a network, run too'''
 
@@ -146,7 +146,7 @@ def path_row(name: str, numbers: str) -> str:
     "A line of the paths: its lessons, and how long they take."
     own = of(numbers)
     read, run = sum(map(reading, own)), sum(needs(l).get('run', 0) for l in own)
-    named = ' · '.join(f'[{number(l)}]({l.name})' for l in own) if len(own) < 20 else f'{len(own)} lessons'
+    named = ' · '.join(f'[{number(l)}]({l.name})' for l in own) if len(own) < 25 else f'{len(own)} lessons'
     return f'| {name} | {named} | {read} | {math.ceil(run/60)} |'
 
 

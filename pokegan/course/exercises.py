@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXERCISES', 'PROGRESS', 'NotYet', 'expect', 'number', 'whole', 'numbers', 'choice', 'truth', 'text', 'function',
            'anything', 'Exercise', 'exercise', 'attempt', 'assess', 'Tries', 'Progress', 'read_progress', 'sign',
-           'check', 'hint', 'try_out']
+           'check', 'hint', 'predict', 'reveal', 'try_out']
 
 # %% ../../nbs/15d2_exercises.ipynb #x003
 import math, os
@@ -193,6 +193,30 @@ def hint(name:str):
     if not (e := _find(name)): return
     print(e.more or 'There is no second hint; the solution is folded below the exercise.')
     _count(name, 'hints')
+
+# %% ../../nbs/15d2_exercises.ipynb #x21b
+_expected = {} # name of a stop -> what the learner expects
+
+def predict(name:str,           # of the stop, as in '07.a'
+            expected=None,      # a number, or one of the words; None: no guess
+            *words:str):
+    "What do you expect of the next cells? `reveal` says what came."
+    _expected.pop(name, None)
+    if expected is None:
+        return print(f'{name}: put {" or ".join(map(repr, words)) or "a number"} in the place of None')
+    try: _expected[name] = (choice(*words) if words else number)(expected)
+    except NotYet as no: return print(printable(f'{name}: {no}'))
+    print(f'{name}: you expect {_said(_expected[name])}')
+
+def reveal(name:str, # of the stop
+           came):    # the number that was measured, or the word that is true
+    "What came, beside what was expected."
+    guess, came = _expected.get(name), _plain(came)
+    if guess is None: return print(f'{name}: it is {_said(came)}')
+    close = guess == came if isinstance(came, str) else abs(guess - came) <= .25*abs(came)
+    print(f'{name}: you expected {_said(guess)}, and it is {_said(came)}{". Well predicted" if close else ""}')
+
+def _said(v) -> str: return v if isinstance(v, str) else f'{v:.3g}'
 
 # %% ../../nbs/15d2_exercises.ipynb #x023
 def try_out(answers:dict): # name -> (a right answer, wrong ones, …)
