@@ -126,7 +126,8 @@ if '@main' in sys.argv[-1]:
     for f in ('data', 'training', 'course'): os.makedirs(f'there/pokegan/{f}')
     for f in ('', 'data/', 'training/', 'course/'): open(f'there/pokegan/{f}__init__.py', 'w').close()
     with open('there/pokegan/training/live.py', 'w') as f: f.write('lesson_cells = bool')
-    with open('there/pokegan/course/exercises.py', 'w') as f: f.write('check = hint = predict = reveal = bool')
+    names = 'check = hint = predict = reveal = bool'
+    with open('there/pokegan/course/exercises.py', 'w') as f: f.write(names)
 '''
 
 

@@ -203,7 +203,8 @@ def predict(name:str,           # of the stop, as in '07.a'
     "What do you expect of the next cells? `reveal` says what came."
     _expected.pop(name, None)
     if expected is None:
-        return print(f'{name}: put {" or ".join(map(repr, words)) or "a number"} in the place of None')
+        what = ' or '.join(map(repr, words)) or 'a number'
+        return print(f'{name}: put {what} in the place of None')
     try: _expected[name] = (choice(*words) if words else number)(expected)
     except NotYet as no: return print(printable(f'{name}: {no}'))
     print(f'{name}: you expect {_said(_expected[name])}')
@@ -214,7 +215,8 @@ def reveal(name:str, # of the stop
     guess, came = _expected.get(name), _plain(came)
     if guess is None: return print(f'{name}: it is {_said(came)}')
     close = guess == came if isinstance(came, str) else abs(guess - came) <= .25*abs(came)
-    print(f'{name}: you expected {_said(guess)}, and it is {_said(came)}{". Well predicted" if close else ""}')
+    praise = '. Well predicted' if close else ''
+    print(f'{name}: you expected {_said(guess)}, and it is {_said(came)}{praise}')
 
 def _said(v) -> str: return v if isinstance(v, str) else f'{v:.3g}'
 
