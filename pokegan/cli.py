@@ -467,7 +467,7 @@ def learn_command(
 # %% ../nbs/17_cli.ipynb #work1
 SEATS = 'kinds of seats, with commas between: linux, windows, mac'
 PYTHONS = 'versions on the seats, as in 3.11,3.12; default the one that runs this'
-INDEX = 'where PyTorch for Linux without NVIDIA is: an address, a folder; or plain'
+INDEX = 'where PyTorch for Linux without NVIDIA is: an address, a folder; or plain; default PyTorch.org'
 KIT = "The instructor's kit: the day before, and what comes back."
 workshop = typer.Typer(rich_markup_mode=None, help=KIT)
 app.add_typer(workshop, name='workshop')
@@ -479,11 +479,11 @@ def workshop_pack(
     out: Annotated[Path, Opt(help='a new folder, as on a stick; name it again to go on')],
     seats: Annotated[str, Opt(help=SEATS)] = 'linux,windows,mac',
     python: Annotated[str, Opt(help=PYTHONS)] = '',
-    cpu_index: Annotated[str, Opt(help=INDEX)] = 'https://download.pytorch.org/whl/cpu',
+    cpu_index: Annotated[str, Opt(help=INDEX)] = '',
 ):
     "Everything that seats need, to install without a network."
-    from pokegan.course.workshop import pack
-    if pack(out, _listed(seats), _listed(python), cpu_index): raise typer.Exit(1)
+    from pokegan.course.workshop import CPU, pack
+    if pack(out, _listed(seats), _listed(python), cpu_index or CPU): raise typer.Exit(1)
 
 @workshop.command('test')
 def workshop_test():

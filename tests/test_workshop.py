@@ -13,7 +13,14 @@ from pokegan.course.workshop import gather, markers, needs, pack, seat_lines
 from pokegan.data.records import to_json
 from test_cli import pokegan, refused
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tools'))
+import sync  # noqa: E402
+
 WHEN = '2026-12-01T09:00:00+00:00'
+
+
+def test_the_minutes_of_a_seat_are_those_of_the_table():
+    assert workshop.RUN == {k: sync.NEEDS[k]['run'] for k in workshop.RUN}
 
 
 # ---- the stick ----
