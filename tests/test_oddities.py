@@ -304,6 +304,14 @@ def test_networks_and_batches_for_which_there_is_no_room(tmp_path, changes):
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize('changes', [dict(ngf=2**20), dict(ndf=2**20)])
+def test_networks_of_the_third_step_have_room_before_the_first_begins(tmp_path, changes):
+    with pytest.raises(ValueError, match='pokegan2-msg as asked for needs more memory than is free'):
+        train('pokegan2-msg', 'creatures:64', tmp_path/'run', size=32, steps=1, progress=False, device='cpu',
+              **changes)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_card_shows_what_others_wrote_as_text(run, tmp_path):
     info = json.loads((run/'run.json').read_text(encoding='utf-8'))
     trick = 'x\n\n# Owned <script>alert(1)</script> | \x1b[31m'

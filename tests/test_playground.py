@@ -368,6 +368,11 @@ def test_a_folder_is_served(trained, browser, tmp_path):
             assert differ(p.pixels(), ours) <= 2
             assert [f for f in p.faults if not f.startswith(own)] == []
         server.shutdown()
+    with browser() as c: # and opened by a double-click it says what to do
+        p = c.new_page()
+        p.goto(page.as_uri())
+        p.wait_for_selector('#say.wrong', timeout=120_000)
+        assert p.text_content('#say').endswith('run in their folder: python -m http.server')
     assert (page.parent/'LICENSE-onnxruntime.txt').exists()
     play(run, tmp_path/'site', folder=True) # again: its own folder is replaced
     (tmp_path/'other').mkdir()

@@ -94,6 +94,17 @@ def test_everybody_can_read_it(site, scheme):
     assert found == []
 
 
+def test_the_front_page_makes_creatures_from_a_disk(site):
+    "Opened by a double-click, and without a network."
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chrome(), args=FLAGS)
+        page = browser.new_context(offline=True, viewport=dict(width=1000, height=1200)).new_page()
+        page.goto((site/'index.html').as_uri())
+        page.frame_locator('iframe').locator('body[data-drawn="1"]').wait_for(timeout=120_000)
+        browser.close()
+
+
 def test_lessons_and_public_names_are_there(site):
     lesson = (site/'nbs/04_losses.html').read_text(encoding='utf-8')
     assert '04 · Losses' in lesson and '<math' in lesson

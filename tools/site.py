@@ -197,7 +197,9 @@ def build(out: Path):
         source = Path(d)/'source'
         gather(source)
         from pokegan.playground import play
-        play('creatures-projected', source/'extra/play', folder=True, likeness=False)
+        (source/'extra/play').mkdir(parents=True)
+        # in one file, so that the front page also works where the site is opened from a disk
+        play('creatures-projected', source/'extra/play/index.html', likeness=False)
         shutil.rmtree(out, ignore_errors=True)
         words = '-m sphinx -q -W --keep-going -j 2 -b html'.split()
         subprocess.run([sys.executable, *words, str(source), str(out)], check=True)

@@ -15,7 +15,7 @@ html_static_path = ['_static']
 html_css_files = ['site.css']
 html_copy_source = False
 html_show_sphinx = False
-html_extra_path = ['extra']  # the playground's folder, and what must lie at the top
+html_extra_path = ['extra']  # the playground, and what must lie at the top
 
 
 def visit_math(self, node):

@@ -24,7 +24,7 @@ from .dcgan import conv_discriminator, down, init_dcgan, n_doublings
 from .encoder import ENCODER_RECIPES
 from .pretraining import (
     DilatedGenerator, DilatedRecipe, PRETRAIN_RECIPES, PretrainRecipe, pyramid)
-from .recipe import describe, fit_run, read_info, Recipe, SOLO, to_plain
+from .recipe import describe, fit_run, read_info, Recipe, room_for, SOLO, to_plain
 
 # %% ../../nbs/12b_multiscale.ipynb #c007
 class MultiScaleDiscriminator(nn.Module):
@@ -227,7 +227,9 @@ def train_pokegan2(
     if self.pretrained and 2*self.components > len(images):
         raise ValueError(f'{len(images)} pictures are too few for {self.components} components: '
                          f'give {2*self.components} or more, or components={len(images)//2}')
-    if not again and not team.rank(): _write_plan(self, images, folder, budget, how)
+    if not again and not team.rank():
+        with room_for(self): self.networks(how.get('seed', 0)) # too large? better said before steps 1 and 2
+        _write_plan(self, images, folder, budget, how)
     spent = 0.
     for name, r, *length in self.steps_before(images):
         mine = _fit_before(r, images, folder/name, _part(budget, *length), how)

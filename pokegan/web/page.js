@@ -497,7 +497,11 @@ async function start() {
     prior = new Latents.Prior(facts, buffers);
     say('');
     await recall();
-  } catch (e) { say(`The generator cannot be opened: ${e.message}`, true); }
+  } catch (e) {
+    const served = 'These files are for a web server. On your own computer, run in their folder: python -m http.server';
+    const fetched = location.protocol === 'file:' && e instanceof TypeError; // a page in one file fetches nothing
+    say(fetched ? served : `The generator cannot be opened: ${e.message}`, true);
+  }
 }
 
 start();
