@@ -85,7 +85,9 @@ def read_pixels(
             found = (form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0)(f)
         except ValueError: raise ValueError(f'{path.name} is no array of NumPy') from None
         start, n = f.tell(), math.prod(shape)
-        if found != wanted: raise ValueError(f'{path.name} holds {found[2]} {found[0]}, not uint8 {shape}')
+        if found != wanted:
+            order = ', column by column' if found[1] else ''
+            raise ValueError(f'{path.name} holds {found[2]} {found[0]}{order}, not uint8 {shape}')
         right = os.fstat(f.fileno()).st_size == start + n
         if not right: raise ValueError(f'{path.name} is not as long as it says')
         if n <= memory: return np.fromfile(f, np.uint8, n).reshape(shape)
