@@ -1,7 +1,7 @@
 """How do several judges see the same finished runs, and what does a bound on their latents change?
 
     python benchmarks/judges.py compare/*-0 --data data/kaggle819-64 \\
-        --features effnet-lite0 runs/encoder-species-1 [--truncation 1] [--n 1024] [--out judges]
+        --features effnet-lite0 runs/encoder-species-1 [--truncation 1] [--step 2082] [--n 1024] [--out OUT]
 
 A judge is an extractor of lesson 08a, or the folder of a trained encoder. Each run is scored as `pokegan
 evaluate` does it, but nothing is stored in its folder. With --truncation every run is drawn a second time
@@ -60,10 +60,11 @@ def main():
     p.add_argument('--data', required=True, help='the real images')
     p.add_argument('--features', nargs='+', default=['effnet-lite0'], help='judges')
     p.add_argument('--truncation', type=float, help='score each run with this bound as well')
+    p.add_argument('--step', type=int, help='a checkpoint that was kept; default the last')
     p.add_argument('--n', type=int, default=1024)
     p.add_argument('--out', default='judges')
     a = p.parse_args()
-    runs = [load_run(r) for r in a.runs]
+    runs = [load_run(r, step=a.step) for r in a.runs]
     sizes = {r.recipe.size for r in runs}
     if len(sizes) > 1: p.error(f'the runs draw pictures of {sorted(sizes)} px; compare those of one size')
     images, path = load_images(a.data, sizes.pop()), Path(f'{a.out}.csv')
