@@ -128,7 +128,8 @@ def load_run(
     if not (folder/'run.json').exists():
         raise ValueError(f'{folder} is not a run folder (no run.json); '
                          f'runs are made by `pokegan train`, and ready ones are {", ".join(ready)}')
-    info, weights = read_info(folder), _kept_at(folder, step) or folder/f'{which}.safetensors'
+    info = read_info(folder)
+    weights = _kept_at(folder, step, info['step']) or folder/f'{which}.safetensors'
     if which == 'best' and not weights.exists():
         raise ValueError(f'{folder} has no {weights.name}; train with --track effnet-lite0 to keep it')
     r = from_plain(info['recipe'])
@@ -136,12 +137,11 @@ def load_run(
     with Room(2**29 + 32*weights.stat().st_size): nets = r.offline().networks(seed=0)
     return Run(folder, info | dict(step=meta['step']), r, _filled(nets, tensors, weights))
 
-def _kept_at(folder:Path, step:int|None) -> Path|None: # the file of that step
-    if step is None: return None
-    steps = kept(folder)
-    if step in steps: return steps[step]
-    there = f"there are {', '.join(map(str, steps))}" if steps else 'train with --keep-every'
-    raise ValueError(f'{folder} kept no checkpoint of step {step}; {there}')
+def _kept_at(folder:Path, step:int|None, last:int) -> Path|None: # the file of that step
+    if step in (None, last): return None
+    if step in (steps := kept(folder)): return steps[step]
+    there = ', '.join(map(str, sorted({*steps, last}))) + ('' if steps else '; keep more by --keep-every')
+    raise ValueError(f'{folder} has no checkpoint of step {step}; there are {there}')
 
 def _filled(nets:dict, tensors:dict, path:Path) -> dict: # those that were saved, with their weights
     "A moving average takes the place of its network; what was published has no D."

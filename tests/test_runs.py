@@ -71,10 +71,12 @@ def test_a_kept_checkpoint_draws_what_G_drew_then(tmp_path):
     assert not torch.equal(was.sample(5, seed=1), done.sample(5, seed=1))
     (tmp_path/'b/kept/0000012.safetensors').write_bytes(b'of a step that is lost')
     resume(tmp_path/'b', data=noise(), steps=11, progress=False, device='cpu')
-    with pytest.raises(ValueError, match='no checkpoint of step 12; there are 4, 8$'):
+    with pytest.raises(ValueError, match='no checkpoint of step 12; there are 4, 8, 11$'):
         load_run(tmp_path/'b', step=12)
     with pytest.raises(ValueError, match='not both'): load_run(tmp_path/'b', 'best', step=4)
-    with pytest.raises(ValueError, match='--keep-every'): load_run(tmp_path/'a', step=4)
+    with pytest.raises(ValueError, match='step 3; there are 4; keep more by --keep-every'):
+        load_run(tmp_path/'a', step=3)
+    assert torch.equal(load_run(tmp_path/'a', step=4).sample(2), then.sample(2)), 'the last one counts'
 
 
 def test_by_epochs(tmp_path):
