@@ -1,9 +1,11 @@
 import signal
 from pathlib import Path
 
+import fresh
 import torch
 
 torch.set_num_threads(1)  # two test processes at most, two cores: no thread waits for another
+fresh.save_time()
 # a job in the background ignores Ctrl-C, one under nohup SIGHUP, and so would the processes that tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if getattr(signal, 'SIGHUP', None) and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:

@@ -1,7 +1,8 @@
 """Comparisons as a user runs them: stopped by a kill and continued, called again, called wrongly;
 scores that carry their card."""
-import csv, json, os, signal, subprocess, sys, time
+import csv, json, os, time
 
+import fresh
 import pytest
 import torch
 
@@ -139,19 +140,16 @@ def test_an_evaluated_half_is_finished_not_taken_for_whole(tmp_path):
 
 def test_killed_and_continued(tmp_path):
     names = [f'dcgan-quick:{SMALL}', f'dcgan-quick:{SMALL},lr=0.0002']
-    words = [sys.executable, '-m', 'pokegan', 'compare', *names]
+    words = ['compare', *names]
     words += '--data creatures:96 --minutes .05 --n 64 --features random --out c'.split()
-    kw = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding='utf-8')
-    env = os.environ | dict(OMP_NUM_THREADS='1', PYTHONIOENCODING='utf-8')
-    def run(): return subprocess.Popen(words, cwd=tmp_path, env=env, **kw)
+    def run(): return fresh.Command(words, tmp_path, os.environ)
     p, t0 = run(), time.time()
     while not list(tmp_path.glob('c/*/run.json')) and time.time() - t0 < 60: time.sleep(.05)
     time.sleep(1)  # in the middle of the first of two
-    p.send_signal(signal.SIGKILL)
-    p.wait()
+    p.kill()
+    assert p.end().returncode < 0 or os.name == 'nt'
     assert not (tmp_path/'c/table.md').exists()
-    p = run()
-    out, err = p.communicate(timeout=120)
-    assert p.returncode == 0, err
-    assert 'lr=0.0002' in out and (tmp_path/'c/table.md').exists()
+    p = run().end()
+    assert p.returncode == 0, p.stderr
+    assert 'lr=0.0002' in p.stdout and (tmp_path/'c/table.md').exists()
     assert len(list(tmp_path.glob('c/*/scores.json'))) == 2

@@ -1,6 +1,8 @@
 """A family, a source and a metric from a user's own file: everything works with them,
 and no line of the package is touched."""
-import subprocess, sys
+import os
+
+import fresh
 
 MINE = '''
 from dataclasses import dataclass
@@ -63,15 +65,14 @@ print('all of it works')
 def test_from_outside(tmp_path):
     (tmp_path/'mine.py').write_text(MINE, encoding='utf-8')
     (tmp_path/'use.py').write_text(USE, encoding='utf-8')
-    p = subprocess.run([sys.executable, 'use.py'], cwd=tmp_path, capture_output=True, text=True)
+    p = fresh.run([], tmp_path, os.environ, script='use.py')
     assert p.returncode == 0 and 'all of it works' in p.stdout, p.stderr[-2000:]
 
 
 def test_a_family_that_nobody_imported_is_one_line(tmp_path):
     (tmp_path/'mine.py').write_text(MINE, encoding='utf-8')
     (tmp_path/'use.py').write_text(USE.split('again =')[0], encoding='utf-8')
-    subprocess.run([sys.executable, 'use.py'], cwd=tmp_path, check=True, capture_output=True)
-    words = [sys.executable, '-m', 'pokegan', 'sample', 'runs/mine']
-    p = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert fresh.run([], tmp_path, os.environ, script='use.py').returncode == 0
+    p = fresh.run(['sample', 'runs/mine'], tmp_path, os.environ)
     assert p.returncode == 2 and len(p.stderr.splitlines()) == 1
     assert "'mine'" in p.stderr and 'import' in p.stderr

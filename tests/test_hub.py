@@ -1,8 +1,9 @@
 """A run goes to the Hugging Face Hub and comes back: the real client against a local server, each command in
 a process and a home of its own."""
-import json, os, re, subprocess, sys
+import json, os, re
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -55,15 +56,14 @@ def hub():
 @pytest.fixture
 def call(hub, tmp_path):
     "call('push', …, token=…) runs a command against the server; every word that it says is looked through."
-    def run_it(*words, token='', home='home', code=None, **env):
+    def run_it(*words, token='', home='home', code='', **env):
         clean = {k: v for k, v in os.environ.items()
                  if not k.startswith(('HF_', 'HUGGING')) and 'proxy' not in k.lower()}
         (tmp_path/home).mkdir(exist_ok=True)
         own = dict(HOME=tmp_path/home, USERPROFILE=tmp_path/home, HF_ENDPOINT=hub.url, HF_HUB_DISABLE_XET=1,
                    OMP_NUM_THREADS=1) | (dict(HF_TOKEN=token) if token else {}) | env
-        command = ['-c', code] if code else ['-m', 'pokegan']
-        p = subprocess.run([sys.executable, *command, *map(str, words)], cwd=tmp_path, capture_output=True,
-                           text=True, timeout=120, env={**clean, **{k: str(v) for k, v in own.items()}})
+        if code: (tmp_path/'code.py').write_text(code, encoding='utf-8')
+        p = fresh.run(words, tmp_path, clean | {k: str(v) for k, v in own.items()}, script=code and 'code.py')
         for secret in (WRITER, READER, STRANGER, SIGNATURE): assert secret not in p.stdout + p.stderr
         return p
     return run_it

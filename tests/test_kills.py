@@ -1,6 +1,7 @@
 """Every family, killed with SIGKILL at random moments and in the middle of writing each file, ends with the
 bits of a run that was never stopped. KILLS=40 python -m pytest tests/test_kills.py kills each so often."""
 import json, os, random, signal, subprocess, sys, time
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,8 +24,9 @@ FAMILIES = {  # recipe -> how many steps
 # and behind. A number below 0 is a wait in milliseconds after the first file.
 ZYGOTE = '''
 import os, signal, sys, threading
-import torch
-torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[1])
+import fresh
+fresh.prepare()
 from pathlib import Path
 from pokegan import load_images, recipe
 from pokegan.models import encoder
@@ -66,8 +68,8 @@ for line in sys.stdin:
 
 @pytest.fixture(scope='module')
 def zygote():
-    p = subprocess.Popen([sys.executable, '-c', ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                         text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+    p = subprocess.Popen([sys.executable, '-c', ZYGOTE, Path(__file__).parent], stdin=subprocess.PIPE,
+                         stdout=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
     yield p
     p.stdin.close()
     p.wait(30)

@@ -2,6 +2,7 @@
 import gzip, io, json, os, re, shutil, struct, subprocess, sys, tarfile, time, zipfile
 from unicodedata import normalize
 
+import fresh
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
@@ -368,8 +369,7 @@ def test_each_image_into_a_file_is_refused_before_the_grid_is_written(run):
     (dict(WORLD_SIZE='abc', RANK='0'), 'train --steps 1', "WORLD_SIZE is 'abc'"),
     (dict(WORLD_SIZE='2', RANK='x'), 'train --steps 1', "RANK is 'x'")])
 def test_numbers_of_processes_that_are_none(tmp_path, env, words, said):
-    command = [sys.executable, '-m', 'pokegan', *words.split()]
-    p = subprocess.run(command, cwd=tmp_path, env=ENV | env, capture_output=True, text=True, timeout=240)
+    p = fresh.run(words.split(), tmp_path, ENV | env)
     assert p.returncode == (2 if said else 0) and said in p.stderr and 'Traceback' not in p.stderr
     assert len(p.stderr.strip().splitlines()) == bool(said) and not [*tmp_path.iterdir()]
 
@@ -437,11 +437,11 @@ def test_a_file_with_holes_in_a_tar_is_not_read(tmp_path):
 @posix
 def test_a_run_that_is_removed_while_it_trains(tmp_path):
     words = 'train --recipe dcgan-quick:size=32,ngf=8,ndf=8,batch=8 --data creatures:40 --minutes 2 --run r'
-    p = subprocess.Popen([sys.executable, '-m', 'pokegan', *words.split()], cwd=tmp_path, env=ENV,
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path/'r/samples').exists(): time.sleep(.1)
+    p = fresh.Command(words.split(), tmp_path, ENV)
+    while not (tmp_path/'r/samples').exists(): time.sleep(.05)
     os.rename(tmp_path/'r', tmp_path/'elsewhere')
-    said = p.communicate(timeout=120)[1]
+    p = p.end()
+    said = p.stderr
     last = said.strip().splitlines()[-1]
     assert p.returncode == 2 and last.startswith('pokegan: r')
     assert re.search('[Nn]o such (file|folder)', last), last # it depends on which file was to be written next

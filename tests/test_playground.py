@@ -2,9 +2,10 @@
 
 The browser is found, or the test skipped, as in test_browser.py.
 """
-import gzip, hashlib, http.server, json, re, subprocess, sys, threading
+import gzip, hashlib, http.server, json, os, re, sys, threading
 from functools import partial
 
+import fresh
 import numpy as np
 import pytest
 import torch
@@ -475,9 +476,9 @@ def test_a_prior_of_ones_own_is_refused_in_a_line(trained, monkeypatch):
 
 
 def test_command(tmp_path):
-    words = [sys.executable, '-m', 'pokegan', 'play', 'creatures-dcgan']
-    p = subprocess.run([*words, '--out', 'a.html'], cwd=tmp_path, capture_output=True, text=True)
+    words = 'play', 'creatures-dcgan', '--out'
+    p = fresh.run([*words, 'a.html'], tmp_path, os.environ)
     assert p.returncode == 0 and re.search(r'a\.html: \d+\.\d MB; open it', p.stdout), p.stderr
     assert 5e6 < (tmp_path/'a.html').stat().st_size < 8e6
-    p = subprocess.run([*words, '--out', '.'], cwd=tmp_path, capture_output=True, text=True)
+    p = fresh.run([*words, '.'], tmp_path, os.environ)
     assert p.returncode == 2 and len(p.stderr.strip().split('\n')) == 1

@@ -6,6 +6,7 @@ then forks the processes of each job."""
 import json, os, random, re, shutil, signal, socket, subprocess, sys, time
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 import torch.distributed as dist
@@ -262,10 +263,8 @@ def job_scale(folder, n):
 def serve():
     """One line of JSON per job: fork its processes, print their ids, then, when all have ended,
     their exit codes."""
-    # imported here, so that no child has to
-    import matplotlib.backends.backend_agg, matplotlib.figure, pokegan.recipes  # noqa: F401, E401
-    torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports a second's worth of PyTorch
-    torch.set_num_threads(1)
+    import pokegan.recipes  # noqa: F401, here, so that no child has to
+    fresh.prepare()
     for line in sys.stdin:
         name, world, words = json.loads(line)
         with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]

@@ -4,6 +4,7 @@ import json, os, re, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 from safetensors import safe_open
@@ -214,10 +215,7 @@ def test_loading_needs_neither_extras_nor_a_network(tmp_path, images):
 
 
 def test_command(run, tmp_path):
-    env = os.environ | dict(OMP_NUM_THREADS='1')
-    def pokegan(*words):
-        call = [sys.executable, '-m', 'pokegan', *map(str, words)]
-        return subprocess.run(call, cwd=tmp_path, env=env, capture_output=True, text=True)
+    def pokegan(*words): return fresh.run(words, tmp_path, os.environ)
     p = pokegan('publish', run.folder, '--out', 'mine', '--limits', 'none known')
     assert p.returncode == 0 and 'pokegan sample mine' in p.stdout and 'no scores' not in p.stdout, p.stderr
     assert pokegan('sample', 'mine', '--n', 4).returncode == 0

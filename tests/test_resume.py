@@ -13,8 +13,10 @@ from test_cli import refused
 # One process imports torch once, then forks a child for each life of the run.
 ZYGOTE = '''
 import os, sys, time
+sys.path.insert(0, sys.argv[1])
+import fresh
+fresh.prepare()
 import torch
-torch.set_num_threads(1)
 from pathlib import Path
 from pokegan.data import Images
 from pokegan.runs import resume, train
@@ -41,8 +43,8 @@ for line in sys.stdin:
 @pytest.fixture(scope='module')
 def zygote():
     env = os.environ | dict(OMP_NUM_THREADS='1')
-    p = subprocess.Popen([sys.executable, '-c', ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                         text=True, env=env)
+    p = subprocess.Popen([sys.executable, '-c', ZYGOTE, Path(__file__).parent], stdin=subprocess.PIPE,
+                         stdout=subprocess.PIPE, text=True, env=env)
     yield p
     p.stdin.close()
     p.wait(30)

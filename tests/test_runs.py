@@ -1,8 +1,9 @@
 """Runs from outside: folders that are claimed, budgets in epochs, checkpoints that stay, devices and threads
 that are chosen."""
-import subprocess, sys
+import os
 from types import SimpleNamespace
 
+import fresh
 import pytest
 import torch
 
@@ -19,11 +20,11 @@ def noise(n=40):
 
 def test_two_trainings_begun_together_are_two_runs(tmp_path):
     noise().save(tmp_path/'data')
-    words = [sys.executable, '-m', 'pokegan', 'train', '--data', 'data', '--size', '16', '--steps', '2',
-             '--recipe', 'dcgan-quick:ngf=4,ndf=4']
-    both = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [p.communicate()[0] for p in both]
-    assert [p.returncode for p in both] == [0, 0]
+    words = 'train --data data --size 16 --steps 2 --recipe dcgan-quick:ngf=4,ndf=4'.split()
+    both = [fresh.Command(words, tmp_path, os.environ) for _ in range(2)]
+    ended = [p.end() for p in both]
+    said = [p.stdout for p in ended]
+    assert [p.returncode for p in ended] == [0, 0], [p.stderr for p in ended]
     assert sorted(p.name for p in (tmp_path/'runs').iterdir()) == ['dcgan-quick-1', 'dcgan-quick-2']
     for k in (1, 2):
         assert load_run(tmp_path/f'runs/dcgan-quick-{k}').info['step'] == 2

@@ -3,6 +3,7 @@ killed, ten at once, two in one folder, a terminal that goes away."""
 import json, os, random, signal, subprocess, sys, time
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 
@@ -162,20 +163,18 @@ print([os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in ten])'''
 def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path):
     "Train, resume, evaluate and publish say who holds it; sample may look. SIGKILL lets go."
     noise().save(tmp_path/'data')
-    p = pokegan(*WORDS, '--minutes', 5, '--run', 'r', cwd=tmp_path)
+    p = fresh.Command([*WORDS, '--minutes', 5, '--run', 'r'], tmp_path, os.environ)
     wait_for(tmp_path/'r/samples')
     for words in (['train', '--resume', '--run', 'r'], [*WORDS, '--steps', 2, '--run', 'r'],
                   ['evaluate', 'r', '--features', 'random'], ['publish', 'r', '--out', 'p']):
-        q = pokegan(*words, cwd=tmp_path)
-        out, err = q.communicate(timeout=120)
-        assert q.returncode == 2 and err.count('\n') == 1, err
-        assert f'r is in use by process {p.pid} on ' in err and ' since ' in err, err
-    q = pokegan('sample', 'r', '--n', 4, cwd=tmp_path)
-    assert 'grid.png' in q.communicate(timeout=60)[0]
+        q = fresh.run(words, tmp_path, os.environ)
+        assert q.returncode == 2 and q.stderr.count('\n') == 1, q.stderr
+        assert f'r is in use by process {p.pid} on ' in q.stderr and ' since ' in q.stderr, q.stderr
+    assert 'grid.png' in fresh.run(['sample', 'r', '--n', 4], tmp_path, os.environ).stdout
     p.kill()
-    p.communicate()
-    q = pokegan('train', '--resume', '--run', 'r', '--steps', 1, cwd=tmp_path)
-    assert q.communicate(timeout=120)[1] and q.returncode == 0
+    p.end()
+    q = fresh.run(['train', '--resume', '--run', 'r', '--steps', 1], tmp_path, os.environ)
+    assert q.stderr and q.returncode == 0
     assert not (tmp_path/'p').exists() and not (tmp_path/'r/.in-use').exists()
 
 
@@ -216,20 +215,19 @@ for _ in range(6):
         if sys.argv[1] == 'set': Images(x).save('set')
         else: publish('r', 'out')
     except (OSError, ValueError) as e: print(e)'''
-    some = [subprocess.Popen([sys.executable, '-c', code, what, str(20+k)], cwd=tmp_path, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    (tmp_path/'code.py').write_text(code, encoding='utf-8')
+    some = [fresh.Command([what, 20+k], tmp_path, os.environ, script='code.py')
             for what in ('set', 'out') for k in range(3)]
     met = 0
-    while any(p.poll() is None for p in some):
+    while any(p.runs() for p in some):
         try: met += 20 <= len(Images.open(tmp_path/'set')) < 23
         except ValueError: continue
-    for p in some:
-        out, err = p.communicate()
-        assert p.returncode == 0, err
-        assert all('another program' in l for l in out.splitlines()), out
+    for p in [q.end() for q in some]:
+        assert p.returncode == 0, p.stderr
+        assert all('another program' in l for l in p.stdout.splitlines()), p.stdout
     assert met and len(Images.open(tmp_path/'set')) in (20, 21, 22)
     assert load_run(tmp_path/'out').nets.keys() == {'G'} and run.nets.keys() > {'G'}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['out', 'r', 'set']
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['code.py', 'out', 'r', 'set']
 
 
 def test_a_folder_is_looked_at_while_it_stays_the_same(tmp_path):
