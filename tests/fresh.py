@@ -24,7 +24,7 @@ def save_time():
 
 
 def prepare():
-    "In a process that forks trainings: what each would import late, a second's worth of PyTorch and matplotlib."
+    "In a process that forks trainings: what each would import late, a second's worth of PyTorch among it."
     import matplotlib.backends.backend_agg, matplotlib.figure, torch  # noqa: F401, E401
     torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
     torch.set_num_threads(1)
