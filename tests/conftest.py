@@ -15,7 +15,16 @@ if getattr(signal, 'SIGHUP', None) and signal.getsignal(signal.SIGHUP) == signal
 QUICK = ('cleaning cli data dcgan face fuzz losses publish records runs sampling schedules '
          'smoothing start stopping train walks').split()
 
+# What takes longest begins first, so that no worker waits for another at the end
+LONG = 'playground processes stopping site multiscale publish browser kills pokegan2 compare resume'.split()
+
+
+def pytest_configure(config): # pytest-xdist would begin with the files of most tests
+    if hasattr(config.option, 'loadscopereorder'): config.option.loadscopereorder = False
+
 
 def pytest_collection_modifyitems(items):
+    def name(i): return Path(i.path).stem.removeprefix('test_')
     for i in items:
-        if Path(i.path).stem.removeprefix('test_') in QUICK: i.add_marker('quick')
+        if name(i) in QUICK: i.add_marker('quick')
+    items.sort(key=lambda i: LONG.index(name(i)) if name(i) in LONG else len(LONG))

@@ -2,8 +2,8 @@
 
 The browser is found, or the test skipped, as in test_browser.py.
 """
-import gzip, hashlib, http.server, json, os, re, sys, threading
-from functools import partial
+import base64, gzip, hashlib, http.server, json, os, re, sys, threading
+from functools import cache, partial
 
 import fresh
 import numpy as np
@@ -39,14 +39,15 @@ FAMILIES = {
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    "A run of each family, of a step or two."
-    def one(name, **changes):
-        changes = {k: v for k, v in (SMALL | FAMILIES[name] | changes).items() if v is not None}
+    "A run of each family, of a step or two, trained once."
+    @cache
+    def folder(name):
+        changes = {k: v for k, v in (SMALL | FAMILIES[name]).items() if v is not None}
         names = {f for f in vars(recipe(name))}
-        images = labelled(size=changes['size'])
-        folder = tmp_path_factory.mktemp('page')/name
-        return train(name, images, folder, steps=2, **HOW, **{k: v for k, v in changes.items() if k in names})
-    return one
+        images, at = labelled(size=changes['size']), tmp_path_factory.mktemp('page')/name
+        train(name, images, at, steps=2, **HOW, **{k: v for k, v in changes.items() if k in names})
+        return at
+    return lambda name: load_run(folder(name))
 
 
 def by_onnx(model:bytes, x):
@@ -137,9 +138,12 @@ class Page:
     def tile(self, i): return self.page.locator('#grid button').nth(i)
 
     def pixels(self, where='#grid canvas'): # (n,3,h,w) in 0..255
-        script = '''where => [...document.querySelectorAll(where)].map(
-            c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data])'''
-        x = torch.tensor(self.page.evaluate(script, where), dtype=torch.uint8)
+        script = '''where => [...document.querySelectorAll(where)].map(c => {
+            const {data} = c.getContext('2d').getImageData(0, 0, c.width, c.height);
+            return btoa(Array.from(data, v => String.fromCharCode(v)).join(''));
+        })'''
+        told = self.page.evaluate(script, where) # as text: numbers would take seconds
+        x = torch.stack([torch.tensor(list(base64.b64decode(t)), dtype=torch.uint8) for t in told])
         side = int((x.shape[1]//4)**.5)
         return x.view(len(x), side, side, 4).permute(0, 3, 1, 2)[:, :3]
 
@@ -154,6 +158,10 @@ def made(tmp_path_factory):
 @pytest.fixture(scope='module')
 def context(browser):
     with browser(offline=True, accept_downloads=True) as c: yield c
+
+
+@pytest.fixture(scope='module')
+def open_page(made, context): return Page(context, made.as_uri()) # for what asks its scripts alone
 
 
 def differ(a, b) -> int: return int((a.int() - b.int()).abs().max())
@@ -315,8 +323,8 @@ def test_kinds_are_asked_for(trained, tmp_path, context):
 
 
 @pytest.mark.parametrize('latent', ['normal', 'uniform', 'uniform01', 'mixture', 'full mixture'])
-def test_every_prior_is_the_same_in_both_languages(made, context, latent):
-    p, nz = Page(context, made.as_uri()), 20
+def test_every_prior_is_the_same_in_both_languages(open_page, latent):
+    p, nz = open_page, 20
     if 'mixture' in latent:
         own = Mixture(3, nz, 'full' if 'full' in latent else 'diag')
         own.weights[:] = torch.tensor([.2, .5, .3])
@@ -334,17 +342,21 @@ def test_every_prior_is_the_same_in_both_languages(made, context, latent):
     }})()'''
     ours = [prior(own, nz, t)(1, generator(s)) for s in (0, 7, 2**32-1) for t in (None, .7, 2.5)]
     torch.testing.assert_close(p.latent(script), torch.cat(ours).flatten(), atol=1e-5, rtol=0)
-    p.page.close()
 
 
 TRICKS = ['</script><script>alert(1)</script>', '<img src=x onerror=alert(1)>', '"><b>bold</b>',
           '${alert(1)}', '\u202e\u2028<!--', '[DATA]']
 
 
-@pytest.mark.parametrize('trick', TRICKS)
-def test_what_others_wrote_is_text(trained, tmp_path, context, trick):
+@pytest.fixture(scope='module')
+def asked(trained): # a run that can be asked for a kind, and what its page is made of
     run = trained('dcgan-types')
-    parts = page_parts(run)
+    return run, page_parts(run)
+
+
+@pytest.mark.parametrize('trick', TRICKS)
+def test_what_others_wrote_is_text(asked, tmp_path, context, trick):
+    run, parts = asked
     facts = page_facts(run, parts) | dict(name=trick, about=trick, label=trick, kinds=[trick, 'b', 'c'])
     (tmp_path/'page.html').write_text(page_text(facts, parts), encoding='utf-8')
     p = Page(context, (tmp_path/'page.html').as_uri())
@@ -412,15 +424,13 @@ SLOPES = '''name => { // of both losses by hand and by finite differences -> lar
 
 
 @pytest.mark.parametrize('name', ['bce', 'minimax', 'hinge', 'squares'])
-def test_the_games_gradients_are_right(made, context, name):
-    p = Page(context, made.as_uri())
-    for middle, high in p.page.evaluate(SLOPES, name):
+def test_the_games_gradients_are_right(open_page, name):
+    for middle, high in open_page.page.evaluate(SLOPES, name):
         assert middle < 1e-6 and high < 1e-3 # the highest but one: a kink may lie within the difference
-    p.page.close()
 
 
-def test_the_game_repeats_by_its_seed_and_finds_modes(made, context):
-    p = Page(context, made.as_uri())
+def test_the_game_repeats_by_its_seed_and_finds_modes(open_page):
+    p = open_page
     play = '''([seed, steps]) => {
         const p = new Game.Play({seed});
         for (let i = 0; i < steps; i++) p.step();
@@ -436,7 +446,6 @@ def test_the_game_repeats_by_its_seed_and_finds_modes(made, context):
         near, which = torch.cdist(points, centres).min(1)
         covered.append(len(set(which[near < .4].tolist())))
     assert sum(c >= 5 for c in covered) >= 3, covered
-    p.page.close()
 
 
 # ---- the rest ----

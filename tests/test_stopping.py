@@ -48,7 +48,7 @@ def test_thirty_interrupts_at_random_moments_cost_no_bit(tmp_path, monkeypatch):
     from pokegan.models import recipe
     for name in ('PictureCB', 'CurvesPictureCB'): monkeypatch.setattr(recipe, name, lambda folder: Callback())
     how = dict(progress=False, device='cpu')
-    whole = train('dcgan-quick', noise(), tmp_path/'whole', steps=40, **how, **TINY)
+    whole = train('dcgan-quick', noise(), tmp_path/'whole', steps=20, **how, **TINY)
     right, _ = read_tensors(whole.folder/'state.safetensors')
     rng, stopped = random.Random(), 0  # really random
     class Soon(Callback):
@@ -61,13 +61,13 @@ def test_thirty_interrupts_at_random_moments_cost_no_bit(tmp_path, monkeypatch):
     for k in range(30):
         at = tmp_path/str(k)
         monkeypatch.setattr(recipe, 'LoadCB', Soon)  # in place of a callback that does not matter here
-        run = train('dcgan-quick', noise(), at, steps=40, **how, **TINY)
+        run = train('dcgan-quick', noise(), at, steps=20, **how, **TINY)
         monkeypatch.setattr(recipe, 'LoadCB', Callback)
-        assert run.info['stopped'] == ('interrupted' if run.info['step'] < 40 else '')
-        stopped += run.info['step'] < 40
+        assert run.info['stopped'] == ('interrupted' if run.info['step'] < 20 else '')
+        stopped += run.info['step'] < 20
         resume(at, data=noise(), **how)
         left, meta = read_tensors(at/'state.safetensors')
-        assert meta['step'] == 40
+        assert meta['step'] == 20
         assert [n for n in right if not torch.equal(right[n], left[n])] == []
     assert stopped > 10
 
