@@ -141,9 +141,10 @@ def test_ten_trainings_begun_at_once_are_ten_whole_runs(tmp_path):
     noise().save(tmp_path/'data')
     code = '''
 import os, sys, time
-import torch
+sys.path.insert(0, sys.argv.pop(1))
+import fresh
 from pokegan.cli import main
-torch.set_num_threads(1)
+fresh.prepare()
 begin, ten = time.time() + .5, []
 for k in range(10): # imported once, then ten processes
     ten.append(os.fork())
@@ -152,8 +153,8 @@ for k in range(10): # imported once, then ten processes
     main([*sys.argv[1:], '--seed', str(k)])
     os._exit(0)
 print([os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in ten])'''
-    p = subprocess.run([sys.executable, '-c', code, *WORDS, '--steps', '3'], cwd=tmp_path, text=True,
-                       capture_output=True)
+    words = [sys.executable, '-c', code, Path(__file__).parent, *WORDS, '--steps', '3']
+    p = subprocess.run(words, cwd=tmp_path, text=True, capture_output=True)
     assert p.stdout.splitlines()[-1] == str([0]*10), p.stderr
     runs = [load_run(p) for p in sorted((tmp_path/'runs').iterdir())]
     assert sorted(r.info['seed'] for r in runs) == [*range(10)]
