@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-import house, sync
+import house, slides, sync
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT/'docs/site'
@@ -200,6 +200,7 @@ def build(out: Path):
         (source/'extra/play').mkdir(parents=True)
         # in one file, so that the front page also works where the site is opened from a disk
         play('creatures-projected', source/'extra/play/index.html', likeness=False)
+        slides.build(source/'extra/slides')
         shutil.rmtree(out, ignore_errors=True)
         words = '-m sphinx -q -W --keep-going -j 2 -b html'.split()
         subprocess.run([sys.executable, *words, str(source), str(out)], check=True)
