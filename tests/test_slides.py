@@ -108,9 +108,9 @@ def test_what_came_stands_on_the_slide_after_the_question(tmp_path):
 
 
 def test_cell_metadata_helps_where_the_rules_choose_badly(tmp_path):
-    ways = {}, dict(slide_type='slide'), dict(slide_type='skip')
-    said = 'six of seven are there'
-    plain, slide, skip = (''.join(deck(tmp_path, TEXT, code('five = [5, 6, 7, 8, 9]', said, **w))) for w in ways)
+    said, ways = 'six of seven are there', ({}, dict(slide_type='slide'), dict(slide_type='skip'))
+    cells = [code('five = [5, 6, 7, 8, 9]', said, **w) for w in ways]
+    plain, slide, skip = (''.join(deck(tmp_path, TEXT, c)) for c in cells)
     assert said in plain and 'class="highlight"' not in plain
     assert said in slide and 'class="highlight"' in slide and said not in skip
 

@@ -8,8 +8,7 @@ what came stands on the next slide. Exercises are named, not solved; quick quest
 Where the rules choose badly, cell metadata `slideshow: {"slide_type": …}` helps: "skip" leaves a cell out,
 "slide" shows its code, "notes" keeps a text for the speaker.
 """
-import ast, html, json, math, re, shutil, struct, sys
-from base64 import b64decode
+import ast, html, json, math, re, shutil, sys
 from pathlib import Path
 
 from latex2mathml.converter import convert
@@ -66,12 +65,11 @@ def shown(text: str, python=False): # -> (HTML, height) of code or what it print
 def picture(output) -> str: return ''.join(output.get('data', {}).get('image/png', '')).replace('\n', '')
 
 
-def pictures(cell): # -> (HTML, height) of each figure; it takes what room is left
+def pictures(cell): # -> (HTML, height) of each figure, which takes what room is left, too
     told = iter(cell['metadata'].get('alt', []))
     for data in filter(None, map(picture, cell['outputs'])):
-        wide, high = struct.unpack('>II', b64decode(data[:64])[16:24])
         image = f'<img alt="{html.escape(next(told, ""))}" src="data:image/png;base64,{data}">'
-        yield f'<div class="figure">{image}</div>', min(1160*high/wide, 340)
+        yield f'<div class="figure">{image}</div>', 320
 
 
 def printed(cell) -> str:
@@ -134,8 +132,10 @@ class Section:
 
     def paragraph(self, text):
         self.note(text)
-        self.before = self.question = text
-        if self.asked or re.match(r'\W*predict\b', text, re.I): return
+        text, *question = re.split(r'\W*\bPredict\b\W*', text, maxsplit=1)
+        if text: self.before = text
+        self.question = (question or [text])[0]
+        if self.asked or not text: return
         bold = [s for s in sentences(text) if re.search(r'\*\*[^*]{24,}\*\*', s)]
         first = not self.deck.slides[-1]['parts']
         if self.why or first: self.deck.say(text, 170 if self.why else 220)
@@ -167,10 +167,11 @@ class Section:
         for came in re.findall(r'^(\d\w+\.\w): it is (.+)', printed(cell), re.M): self.answer(*came)
 
     def ask(self, name, words):
-        text = re.sub(r'^\W*predict\W*', '', self.question, flags=re.I)
-        text = ' '.join(s for s in sentences(text) if 'None' not in s)
+        text = ' '.join(s for s in sentences(self.question) if 'None' not in s)
+        text = text[:1].upper() + text[1:]
+        if len(text) < 110 and self.before != self.question: text = f'{key(self.before, 150)} {text}'
         self.asked.append(name)
-        self.deck.question('Predict', text[:1].upper() + text[1:], words)
+        self.deck.question('Predict', text.strip(), words)
 
     def answer(self, name, came):
         if name in self.asked: self.asked.remove(name)
