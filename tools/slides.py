@@ -132,7 +132,7 @@ class Section:
 
     def paragraph(self, text):
         self.note(text)
-        text, *question = re.split(r'\W*\bPredict\b\W*', text, maxsplit=1)
+        text, *question = re.split(r'\**\bPredict\b[\s*:,]*', text, maxsplit=1)
         if text: self.before = text
         self.question = (question or [text])[0]
         if self.asked or not text: return
