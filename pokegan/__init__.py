@@ -22,6 +22,7 @@ _HOME = dict(evaluate='compare', examine='doctor', explore='widgets', load_image
 def __getattr__(name:str): # imported when it is used (PEP 562): `import pokegan` does no work
     if name not in _HOME: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     from importlib import import_module
+    if name in ('train', 'resume'): import_module(f'{__name__}.doctor') # the live view asks it
     return getattr(import_module(f'{__name__}.{_HOME[name]}'), name)
 
 def __dir__(): return [*_HOME, '__version__']

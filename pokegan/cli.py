@@ -383,7 +383,7 @@ def compare_command(
 # %% ../nbs/17_cli.ipynb #doc1
 @app.command('doctor')
 def doctor_command(
-    run: Annotated[Path, Arg(help='a run folder')],
+    run: RunFolder,
     data: Annotated[str|None, Opt(help=f'its real images: {SOURCE}; default where they were')] = None,
 ):
     "Say what is the matter with a run, and what to try next."

@@ -1,5 +1,5 @@
 """The doctor: signs with known answers, rules, and what it says of runs, whole and damaged."""
-import json, math, shlex, shutil
+import json, math, shlex, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -9,11 +9,12 @@ from pokegan import doctor
 from pokegan.cli import main
 from pokegan.data import load_images
 from pokegan.data.images import to_float
-from pokegan.doctor import (as_words, both_ways, checkerboard, closeness, Condition, CONDITIONS, Evidence,
-                            examine, margin, matches, read_evidence, SIGNS, tint)
+from pokegan.doctor import (advise, as_words, both_ways, checkerboard, closeness, Condition, CONDITIONS,
+                            Evidence, examine, margin, matches, read_evidence, SIGNS, tint)
 from pokegan.models.dcgan import conv_generator
 from pokegan.recipes import recipe, variant
 from pokegan.runs import train
+from pokegan.training.callbacks import save_png
 
 SMALL = dict(size=32, nz=16, ngf=8, ndf=8, batch=8)
 
@@ -200,3 +201,58 @@ def test_one_line_for_what_is_no_run(tmp_path, run, capsys, monkeypatch):
         assert e.value.code == 2 and said.startswith('pokegan: ') and said.count('\n') == 1, said
     main(['doctor', str(run)])
     assert 'unfinished' in capsys.readouterr().out
+
+
+def test_a_ready_generator_has_no_log_but_pictures(images, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, 'images_of', lambda folder, info, data: load_images('creatures:64', 64))
+    main(['doctor', 'creatures-projected'])
+    said = capsys.readouterr().out
+    assert said.startswith('nothing wrong was found') and 'not looked at: log.csv, which is not publ' in said
+    assert examine('creatures-projected').folder.name == 'creatures-projected'
+
+
+# ---- while a run trains ----
+
+@pytest.fixture(scope='module')
+def wild(images, tmp_path_factory): # its learning rate is far too high
+    at = tmp_path_factory.mktemp('doctor')/'wild'
+    how = dict(steps=100, progress=False, device='cpu', lr=.5)
+    return train('dcgan-quick', images, at, **how, **SMALL).folder
+
+
+def test_a_grid_is_cut_into_its_tiles(tmp_path):
+    x = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8)
+    save_png(x, tmp_path/'0000001.png')
+    assert torch.equal(doctor._tiles(tmp_path/'0000001.png', 16), to_float(x))
+
+
+def test_early_on_only_what_need_not_wait_is_told(wild, images, monkeypatch):
+    few = 'too few pictures (sure): any D can learn 40 pictures by heart\nlesson 09_small_data; try: pokegan '
+    assert advise(wild, images).startswith(few)
+    monkeypatch.setattr(doctor, 'EARLY', 100)
+    first, second = advise(wild, images).split('\n')
+    assert first.startswith('learning rate too high (') and 'lr=0.05' in second
+
+
+def test_no_advice_where_nothing_is_wrong_or_only_perhaps(run, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, 'EARLY', 0)
+    said = []
+    monkeypatch.setattr(doctor, 'load_run', said.append) # no network is opened
+    for share, words in ((1e9, 'x (sure): pictures differ by '), (1e-9, '')):
+        c = Condition('x', (('share', '<', share),), 'pictures differ by {share:.1f}', '', '', '')
+        monkeypatch.setattr(doctor, 'CONDITIONS', (c,))
+        assert advise(run, images).startswith(words) and bool(advise(run, images)) == bool(words)
+    near = look('share', fakes=doctor._tiles(doctor.sample_grids(run)[-1], 32), reals=reals(images))
+    monkeypatch.setattr(doctor, 'CONDITIONS', (Condition('x', (('share', '<', 1.2*near),), '', '', '', ''),))
+    assert advise(run, images) == '' and not said
+
+
+def test_a_run_that_has_just_begun_has_no_log(copy, images):
+    (copy/'log.csv').unlink()
+    assert advise(copy, images) == ''
+
+
+def test_who_trains_through_the_face_has_the_doctor_as_adviser():
+    code = 'from pokegan import train; from pokegan.training.live import ADVISERS; print(*ADVISERS)'
+    p = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert p.stdout == 'doctor\n'

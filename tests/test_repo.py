@@ -20,11 +20,11 @@ ALLOW = {'02a_cleaning': 268,            # one picture of any kind, and the repo
          '02c_gather': 238,              # files wherever they lie, and their labels
          '02e_data': 212,                # one store for every picture
          '06a_callbacks': 240,           # whole files, and all that is shown of a training
-         '09c_recipe': 206,              # all questions that a game answers
-         '15a2_runs': 225,               # train, resume, and what both ask before they begin
+         '09c_recipe': 207,              # all questions that a game answers
+         '15a2_runs': 228,               # train, resume, and what both ask before they begin
          '01a_shapes': 360,              # drawing by formulas: one file of arithmetic,
          '01c_bodies': 460,              # and eight body plans with four builds each
-         '15e_doctor': 206,              # fourteen signs and what they mean, in one table
+         '15e_doctor': 233,              # fourteen signs, what they mean in one table, and advice on the way
          '15d3_workshop': 271,           # wheels for another computer, the stick, and the test of a seat
          '17_cli': 330,                  # a function for each command
          '05_training': 292}             # the trainer, to be read on one page, and its two games

@@ -22,7 +22,7 @@ from ..data.images import Images
 from ..data.records import read_record, Room, RunInfo
 from ..training.augment import diffaugment
 from ..training.callbacks import GridCB, LoadCB, LogCB, PictureCB, ProgressCB
-from ..training.live import in_notebook, LiveCB
+from ..training.live import advice, in_notebook, LiveCB
 from ..training.checkpoint import CheckpointCB, EMACB, load_state
 from ..training.health import HealthCB
 from ..training.losses import PAIRS
@@ -223,9 +223,10 @@ def describe(x:Images) -> dict: # the data, as run.json names them
 
 def _painter(t:Trainer): return t.nets.get('G_ema', t.nets.get('G')) # None for an encoder
 
-def _progress(t:Trainer): # a view where a notebook shows it, a bar elsewhere
+def _progress(t:Trainer, folder:Path, images:Images): # a view in a notebook, a bar elsewhere
     G = _painter(t)
-    return LiveCB(G, t.prior, seed=t.seed) if G and in_notebook() else ProgressCB()
+    if G is None or not in_notebook(): return ProgressCB()
+    return LiveCB(G, t.prior, seed=t.seed, advise=partial(advice, folder, images))
 
 def _watchers(t:Trainer, folder:Path, budget:dict, images:Images, extract:Callable|None) -> list:
     "Callbacks that look at G, where there is one."
@@ -264,7 +265,7 @@ def fit_run(
     meta = dict(recipe=to_plain(r), data=data, budget=budget, **facts)
     t.callbacks += r.callbacks(t.nets | helpers, folder, sets)
     t.callbacks += [*_watchers(t, folder, budget, images, extract), LoadCB(), LogCB(folder)]
-    t.callbacks += [*callbacks, _progress(t)] if progress else callbacks
+    t.callbacks += [*callbacks, _progress(t, folder, images)] if progress else callbacks
     keep = dict(keep=budget.get('keep_every'), keep_epochs=budget.get('keep_epochs'))
     t.callbacks += [CheckpointCB(folder, meta, budget.get('save_every'), **keep)]
     t.callbacks += [PictureCB(folder), CurvesPictureCB(folder)]
