@@ -363,8 +363,8 @@ def advise(
              and not (early and {k for k, _, _ in c.rule} - AT_ONCE)]
     for f in _findings(e, signs, asked):
         if f.sure == 'perhaps': continue
-        return printable(f'{f.name} ({f.sure}): {f.words}') + '\n' + printable(
-            f'lesson {f.lesson}; try: pokegan {f.command}')
+        lines = f'{f.name} ({f.sure}): {f.words}', f'lesson {f.lesson}; try: pokegan {f.command}'
+        return '\n'.join(map(printable, lines))
     return ''
 
 ADVISERS['doctor'] = advise
