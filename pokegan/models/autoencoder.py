@@ -49,7 +49,7 @@ def conv_encoder(
     size:int=64, # side of the images, px: 16, 32, 64, 128 or 256
     nz:int=16, # values in a latent
     nef:int=64, # channels of the first block; each later one has twice as many
-    whole:bool=False, # the last convolution sees all of its 8x8 map; False: a corner, as published
+    whole:bool=False, # the last convolution sees all of its 8x8 map; False: as published
     init:Callable=init_dcgan, # net -> net, that starts its weights
 ) -> ConvEncoder: # initialised by `init`
     "System 4's encoder: halvings down to 8x8, one convolution k4 s5 to 1x1, three linear layers."
