@@ -14,16 +14,17 @@ import psutil
 
 def save_time():
     """What takes long and shows nothing in a test. A killed process loses nothing that it has written (that
-    takes a power cut), so nobody waits for the disk. Figures that are saved are drawn small, with no numbers
-    on their axes, and without the engine that moves their parts."""
+    takes a power cut), so nobody waits for the disk. Figures that go to a file are drawn small, with no
+    numbers on their axes, and without the engine that moves their parts."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import NullLocator
     os.fsync, savefig = lambda fd: None, Figure.savefig
-    def small(self, *args, **kw):
+    def small(self, to, *args, **kw):
+        if not isinstance(to, (str, Path)): return savefig(self, to, *args, **kw) # for a notebook: as it is
         for a in self.axes:
             for axis in a.xaxis, a.yaxis: axis.set_major_locator(NullLocator())
-        savefig(self, *args, **kw | dict(dpi=min(70, kw.get('dpi', 70))))
+        savefig(self, to, *args, **kw | dict(dpi=min(70, kw.get('dpi', 70))))
     Figure.savefig, ConstrainedLayoutEngine.execute = small, lambda *a: None
 
 
