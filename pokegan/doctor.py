@@ -324,6 +324,7 @@ def _fill(c:Condition, e:Evidence, signs:dict, beyond:float) -> Finding:
 def _findings(e:Evidence, signs:dict, conditions:Sequence) -> tuple: # each name once
     held = {}
     for c in conditions:
+        if e.recipe.start and '--recipe finetune' in c.command: continue # that advice was taken
         if beyond := matches(c, signs): held.setdefault(c.name, _fill(c, e, signs, beyond))
     return tuple(held.values())
 

@@ -226,6 +226,15 @@ def test_a_grid_is_cut_into_its_tiles(tmp_path):
     assert torch.equal(doctor._tiles(tmp_path/'0000001.png', 16), to_float(x))
 
 
+def test_who_begins_from_a_trained_network_is_not_sent_there_again(copy):
+    def names(): return {f.name for f in examine(copy).findings}
+    assert 'too few pictures' in names()
+    info = json.loads((copy/'run.json').read_text(encoding='utf-8'))
+    info['recipe']['start'] = 'creatures-projected'
+    (copy/'run.json').write_text(json.dumps(info), encoding='utf-8')
+    assert 'too few pictures' not in names()
+
+
 def test_early_on_only_what_need_not_wait_is_told(wild, images, monkeypatch):
     few = 'too few pictures (sure): any D can learn 40 pictures by heart\nlesson 09_small_data; try: pokegan '
     assert advise(wild, images).startswith(few)
