@@ -94,8 +94,7 @@ def read_evidence(
     seed:int=0       # of their latents
 ) -> Evidence:
     "Everything that the doctor looks at. Raises ValueError on what is no run, or other data."
-    folder = find_run(folder)
-    info = read_info(folder)
+    info = read_info(folder := find_run(folder))
     e = Evidence(folder, info, from_plain(info['recipe']), read_log(folder/'log.csv'))
     e.broken = _no_number(e.log)
     if not e.log:
@@ -138,6 +137,8 @@ def _broken(broken): return float(broken) # 1: a loss or a weight is not a numbe
 def _steps(info): return info['step']
 @_sign
 def _pictures(info): return info['data']['n']
+@_sign
+def _begun(recipe): return float(bool(recipe.start)) # 1: from a trained network, as few pictures need
 @_sign
 def _timed(info): # share of its minutes that is used up; 0 where the budget is another
     return info.get('seconds', 0)/60/(info.get('budget', {}).get('minutes') or math.inf)
@@ -257,10 +258,10 @@ CONDITIONS = (
     Condition('memorising', (('near', '<', .6), ('pictures', '<', 1000)),
         'the new pictures are at {near:.2f} of the distance that the {pictures} training pictures '
         'have from each other: copies', 'the last of samples/', '09_small_data', 'evaluate {run}'),
-    Condition('memorising', (('pictures', '<', 20),),
+    Condition('memorising', (('pictures', '<', 20), ('begun', '<', .5)),
         'G can do no more than repeat {pictures} pictures', 'run.json: data', '09_small_data',
         'train --recipe finetune --data {data}'),
-    Condition('too few pictures', (('pictures', '<', 150),),
+    Condition('too few pictures', (('pictures', '<', 150), ('begun', '<', .5)),
         'any D can learn {pictures} pictures by heart', 'run.json: data', '09_small_data',
         'train --recipe finetune --data {data}'),
     Condition('collapse', (('share', '<', .02),), _ONE, 'the last of samples/',
@@ -324,7 +325,6 @@ def _fill(c:Condition, e:Evidence, signs:dict, beyond:float) -> Finding:
 def _findings(e:Evidence, signs:dict, conditions:Sequence) -> tuple: # each name once
     held = {}
     for c in conditions:
-        if e.recipe.start and '--recipe finetune' in c.command: continue # that advice was taken
         if beyond := matches(c, signs): held.setdefault(c.name, _fill(c, e, signs, beyond))
     return tuple(held.values())
 
@@ -340,7 +340,7 @@ def examine(
 
 # %% ../nbs/15e_doctor.ipynb #q01
 EARLY = 200 # steps: the limits were set on runs of so many
-AT_ONCE = {'broken', 'noted', 'pictures', 'steps', 'timed'} # signs that need not wait for them
+AT_ONCE = {'begun', 'broken', 'noted', 'pictures', 'steps', 'timed'} # signs that need not wait for them
 
 def _tiles(path:Path, size:int) -> Tensor: # one of samples/*.png -> (n,3,size,size) in [-1,1]
     x = torch.from_numpy(np.array(open_grid(path)))[2:, 2:] # 2 white pixels before each tile

@@ -24,7 +24,7 @@ ALLOW = {'02a_cleaning': 268,            # one picture of any kind, and the repo
          '15a2_runs': 228,               # train, resume, and what both ask before they begin
          '01a_shapes': 360,              # drawing by formulas: one file of arithmetic,
          '01c_bodies': 460,              # and eight body plans with four builds each
-         '15e_doctor': 235,              # fourteen signs, what they mean in one table, and advice on the way
+         '15e_doctor': 235,              # fifteen signs, what they mean in one table, and advice on the way
          '15d3_workshop': 271,           # wheels for another computer, the stick, and the test of a seat
          '17_cli': 330,                  # a function for each command
          '05_training': 292}             # the trainer, to be read on one page, and its two games

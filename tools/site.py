@@ -86,9 +86,7 @@ def copy_lesson(path: Path, to: Path, s):
         if c['cell_type'] == 'markdown': text = inside(text, 'nbs', s)
         else: text = re.sub(r'^#\| *\w.*\n?', '', text, flags=re.M)
         c['source'] = text
-    def is_read(text):
-        return text.strip() and 'print("device:"' not in text and not text.startswith('#@title')
-    book['cells'] = [c for c in book['cells'] if is_read(c['source'])]
+    book['cells'] = [c for c in book['cells'] if c['source'].strip() and not sync.is_plumbing(c['source'])]
     book['cells'] = [p for c in book['cells'] for p in (with_words(c) if c['cell_type'] == 'code' else [c])]
     book['metadata']['language_info'] = dict(name='python', pygments_lexer='ipython3') # knows !commands
     prose = [c for c in book['cells'] if c['cell_type'] == 'markdown']

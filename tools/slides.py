@@ -193,7 +193,7 @@ def kind(cell) -> str: return cell['metadata'].get('slideshow', {}).get('slide_t
 def pieces(book): # -> (kind, text or cell)
     for c in book['cells']:
         text = re.sub(r'\[([^]]*)\]\([^)\s]*\)', r'\1', ''.join(c['source'])) # without links
-        if kind(c) == 'skip' or text.startswith('#@title') or 'print("device:"' in text: continue
+        if kind(c) == 'skip' or sync.is_plumbing(text): continue
         if c['cell_type'] == 'code': yield 'cell', c
         else:
             lines = text.split('\n')

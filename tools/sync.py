@@ -82,6 +82,11 @@ def lesson_in_step(lesson: Path, text: str, s) -> str:
     return json.dumps(book, ensure_ascii=False, indent=1, sort_keys=True) + '\n'
 
 
+def is_plumbing(cell: str) -> bool: # its text
+    "Is it the set-up cell, or folded? Only a kernel and the tests need those."
+    return 'print("device:"' in cell or cell.startswith('#@title')
+
+
 def number(lesson: Path|str) -> str:
     "'15a2' of 15a2_recipes.ipynb; lessons in order are lessons sorted by it."
     return Path(lesson).name.split('_')[0]
